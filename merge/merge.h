@@ -1,0 +1,249 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+
+/*
+ * merge: trees.
+ *
+ * A tree is an immutable directory tree (a host folder is the exception: it is live). A layer is a
+ * blob seen as a tree, through its index; a union is several trees as one, the last on top. Names
+ * and metadata come from indexes; content is fetched when it is read.
+ * Safe to use from any thread unless a call says otherwise.
+ *
+ * Trees may say "later": see struct tree_wait. That and blob_read are the only asynchronous seams.
+ */
+
+#include "blobstore/base.h"
+#include "blobstore/blobstore.h"
+
+/* ------------------------------------------------------------------ trees */
+
+enum node_type {
+	NODE_NONE = 0,
+	NODE_FILE,
+	NODE_DIR,
+	NODE_SYMLINK,
+	NODE_CHAR,
+	NODE_BLOCK,
+	NODE_FIFO,
+	NODE_SOCKET, /* only in host folders */
+	NODE_WHITEOUT, /* in a layer and in a raw union: hides the name below */
+};
+
+/* Ids are inode numbers: unique in a tree, the same for all names of one inode, and the same each
+ * time the tree is made from the same parts. The root's id is TREE_ROOT. A tree has n_leaves
+ * consecutive blocks of 2^32 ids (a layer one, a union one plus those of its inputs), so that the
+ * ids of parts embed into those of the whole without a table. */
+#define TREE_ROOT UINT64_C(1)
+
+struct attr {
+	uint64_t id;
+	uint8_t type; /* enum node_type */
+	bool is_opaque; /* folder: hides what lower trees have in it (not set in a cooked union) */
+	bool is_implicit; /* folder made up because something lies below it: a lower one's metadata wins */
+	bool is_live; /* may change at any time: do not cache */
+	uint32_t mode; /* 07777 bits only */
+	uint32_t uid, gid, nlink;
+	uint64_t size; /* symlinks: length of the target */
+	uint64_t n_bytes_allocated; /* for st_blocks: size without holes */
+	int64_t mtime_s;
+	uint32_t mtime_ns;
+	uint32_t dev_major, dev_minor;
+};
+
+/* A call that cannot be answered yet (a layer's index is not here) returns -EAGAIN and calls
+ * ready once, later, from any thread: then call again. With a NULL wait the call blocks instead,
+ * at most the store's deadline (-ETIMEDOUT). The wait stays borrowed until ready. ready must not
+ * block and must not call the tree. */
+struct tree_wait {
+	void (*ready)(struct tree_wait *wait);
+	struct tree_wait *next; /* the tree's own while it waits */
+};
+
+struct tree;
+/* One entry of a folder. Return 0 to go on; anything else stops the listing and is returned by
+ * tree_list. @next is what to pass as @from to go on after this entry. */
+typedef int (*tree_list_fn)(void *arg, const char *name, size_t len, const struct attr *attr,
+			    uint64_t next);
+typedef int (*tree_xattr_fn)(void *arg, const char *name, const void *value, size_t len);
+
+/* One of the three interfaces of the program; implementations embed struct tree first. Names are
+ * bytes without NUL and '/', 1..255 long; "." and ".." never reach a tree. All may be called at
+ * once from many threads. Contracts are those of the functions below. */
+struct tree_ops {
+	int (*getattr)(struct tree *t, uint64_t id, struct attr *out, struct tree_wait *wait,
+		       struct err *err);
+	int (*lookup)(struct tree *t, uint64_t dir, const char *name, size_t len, struct attr *out,
+		      struct tree_wait *wait, struct err *err);
+	int (*list)(struct tree *t, uint64_t dir, uint64_t from, tree_list_fn fn, void *arg,
+		    struct tree_wait *wait, struct err *err);
+	int (*parent)(struct tree *t, uint64_t dir, uint64_t *out, struct strbuf *name,
+		      struct err *err);
+	int (*readlink)(struct tree *t, uint64_t id, struct strbuf *out, struct err *err);
+	int (*xattrs)(struct tree *t, uint64_t id, tree_xattr_fn fn, void *arg, struct err *err);
+	int64_t (*read)(struct tree *t, uint64_t id, uint64_t off, void *dst, size_t len,
+			blob_done done, void *arg, struct err *err);
+	/* Optional (NULL: -ENODATA for all): the ranges of a file that are not holes. */
+	int (*seek_data)(struct tree *t, uint64_t id, uint64_t off, uint64_t *data, uint64_t *end);
+	/* Optional (NULL: -ENOENT). */
+	int (*open_flat)(struct tree *t, uint64_t id, bool make, int *fd, struct err *err);
+	int (*content_digest)(struct tree *t, uint64_t id, struct digest *out);
+	void (*free)(struct tree *t);
+};
+struct tree {
+	const struct tree_ops *ops;
+	int n_refs; /* atomic; starts at 1 */
+	uint32_t n_leaves; /* blocks of 2^32 ids, fixed when the tree is made */
+	bool is_live; /* some of it may change at any time */
+};
+struct tree *tree_ref(struct tree *t);
+struct tree *tree_unref(struct tree *t); /* returns NULL */
+define_scoped(struct tree *, tree_unref);
+
+/* Errors: -ENOENT no such id, -EAGAIN (see tree_wait), -EIO and others with a reason. */
+int tree_getattr(struct tree *t, uint64_t id, struct attr *out, struct tree_wait *wait,
+		 struct err *err);
+/* -ENOENT, -ENOTDIR, -EAGAIN, … */
+int tree_lookup(struct tree *t, uint64_t dir, const char *name, size_t len, struct attr *out,
+		struct tree_wait *wait, struct err *err);
+/* Entries sorted by name (byte order), without "." and ".."; @from 0 = the first. Returns 0 at the
+ * end, or what @fn returned. */
+int tree_list(struct tree *t, uint64_t dir, uint64_t from, tree_list_fn fn, void *arg,
+	      struct tree_wait *wait, struct err *err);
+/* The folder that holds @dir, and @dir's name in it; the root is its own parent. Folders only. */
+int tree_parent(struct tree *t, uint64_t dir, uint64_t *out, struct strbuf *name, struct err *err);
+int tree_readlink(struct tree *t, uint64_t id, struct strbuf *out, struct err *err);
+/* Calls @fn for each xattr until it returns non-zero; returns that, or 0. overlayfs' own names
+ * (*.overlay.*) are never given. */
+int tree_xattrs(struct tree *t, uint64_t id, tree_xattr_fn fn, void *arg, struct err *err);
+/* Up to @len bytes of a file at @off: the count (short only at the end of the file), -EINPROGRESS
+ * (then @done, as in blob_read), or an error. @done NULL: blocks, at most the deadline. */
+int64_t tree_read(struct tree *t, uint64_t id, uint64_t off, void *dst, size_t len, blob_done done,
+		  void *arg, struct err *err);
+/* The first range of data at or after @off: [*data, *end). -ENODATA: none up to the file's end. */
+int tree_seek_data(struct tree *t, uint64_t id, uint64_t off, uint64_t *data, uint64_t *end);
+/* A descriptor of a host file with exactly this file's bytes, for passthrough. -ENOENT when there
+ * is none (yet); with @make, making one is begun where that costs no network. */
+int tree_open_flat(struct tree *t, uint64_t id, bool make, int *fd, struct err *err);
+/* sha256 of a file's content where it is known without reading; else -ENOENT. */
+int tree_content_digest(struct tree *t, uint64_t id, struct digest *out);
+
+/* --- paths --- */
+/* Walks @path (absolute or not, cleaned first) from the root. @follow: also a symlink at the end;
+ * symlinks on the way are always followed, inside the root, at most 40 (-ELOOP). Blocks. */
+int tree_walk(struct tree *t, const char *path, bool follow, struct attr *out, struct err *err);
+/* The same; also gives the real path that was reached (cleaned, absolute). */
+int tree_walk_real(struct tree *t, const char *path, bool follow, struct attr *out,
+		   struct strbuf *real, struct err *err);
+/* Depth-first over everything below @dir, names in order, folder before its content; @path is
+ * relative to @dir ("a/b"). A non-zero return stops; TREE_WALK_SKIP does not descend. No recursion. */
+#define TREE_WALK_SKIP 1000
+typedef int (*tree_walk_fn)(void *arg, const char *path, const char *name, const struct attr *attr);
+int tree_walk_all(struct tree *t, uint64_t dir, tree_walk_fn fn, void *arg, struct err *err);
+
+/* ------------------------------------------------------------------ kinds of trees */
+
+/* An empty folder. */
+int tree_empty(struct tree **out);
+
+/* A tree in memory: the test double. Paths are made with their parents (0755 0:0, time 0); attr
+ * gives type, mode, owner, times, device; id, nlink and size are set by the tree. @data is content
+ * or link target. Type NODE_WHITEOUT and is_opaque make raw layers. Build before sharing. */
+int memtree_new(struct tree **out);
+int memtree_add(struct tree *t, const char *path, const struct attr *attr, const void *data,
+		size_t len);
+int memtree_link(struct tree *t, const char *path, const char *target);
+int memtree_xattr(struct tree *t, const char *path, const char *name, const void *value, size_t len);
+
+/* A host folder, live, read safely beneath its root. overlayfs' whiteouts and opaque marks become
+ * flags when @is_layer. Holds no descriptor while idle, so that 10,000 of them are fine. */
+int dirtree_new(struct tree **out, const char *path, bool is_layer, struct err *err);
+
+/* --- layers --- */
+enum layer_format {
+	LAYER_UNKNOWN = 0, /* not looked at yet */
+	LAYER_TAR,
+	LAYER_GZIP,
+	LAYER_ZSTD,
+	LAYER_ESTARGZ,
+	LAYER_ZSTDCHUNKED,
+	LAYER_SOCI,
+	LAYER_LOCAL,
+};
+const char *layer_format_name(enum layer_format f); /* "tar", "gzip", … "" for unknown */
+
+/* A layer's tree, raw: whiteouts are entries, opaque folders are marked. Returns at once: the
+ * index is mapped from the store, or made in the background (from the TOC, or by one pass) while
+ * the tree says "later". A failure is kept and given to every call. @diff_id may be NULL; when
+ * given, a pass checks it and a difference is an error.
+ * Equal blobs share one index. */
+int layer_open(struct tree **out, struct store *store, const struct desc *desc,
+	       struct remote *remote, const struct digest *diff_id, struct err *err);
+
+struct layer_status {
+	const struct desc *desc; /* borrowed from the layer */
+	enum layer_format format;
+	bool is_ready; /* the index is here */
+	bool is_lazy; /* content is fetched as it is read */
+	char reason[160]; /* when not lazy: why; when failed: the error */
+	int error; /* negative errno when the layer failed */
+	uint64_t pass_position; /* stored bytes of the pass under way, else 0 */
+	struct blob_usage usage;
+	uint64_t n_entries, n_files;
+	uint64_t plain_bytes; /* content of all files */
+	uint64_t large_bytes; /* of that, in files of 1 MiB and more */
+};
+/* @t must come from layer_open. */
+void layer_status(struct tree *t, struct layer_status *out);
+/* Blocks until the index is here; returns the layer's error. */
+int layer_wait(struct tree *t, struct err *err);
+/* Everything read of the layer so far in this process, for learned prefetch: what an earlier mount
+ * read is kept in the store by layer_learn and fetched again by layer_prefetch_learned. */
+void layer_learn(struct tree *t);
+void layer_prefetch_learned(struct tree *t);
+void layer_prefetch_all(struct tree *t);
+
+/* --- unions --- */
+struct union_input {
+	struct tree *tree; /* raw; borrowed, the union takes its own reference */
+	const char *trim; /* only what lies under this folder, moved to the root; NULL or "/" = all.
+			     Resolved inside the tree, symlinks too, when first needed */
+	const char *add; /* placed below this folder; NULL or "/" = the root */
+};
+/* Later inputs lie over earlier ones. Cooked (!is_raw): what a mount shows, no whiteouts. Raw:
+ * what is left of whiteouts and opaque marks shows, so that the union can be an input again.
+ * Folders are merged when first looked at. The root of a cooked union is 0755 0:0 unless an
+ * input's root says otherwise (layers' do not; host folders' and merged roots do).
+ * A trim path that is missing or no folder: every call fails with -ENOENT or -ENOTDIR and says so.
+ * Errors: -EINVAL a trim or add path with "..". */
+int union_new(struct tree **out, const struct union_input *inputs, size_t n, bool is_raw,
+	      struct err *err);
+
+/* ------------------------------------------------------------------ differences and tar */
+
+struct change {
+	char kind; /* 'A', 'M', 'D' */
+	const char *path; /* "/a/b" */
+	const struct attr *old, *new; /* NULL where not there */
+};
+typedef int (*change_fn)(void *arg, const struct change *change);
+/* What turns @a into @b, sorted as tree_walk_all walks: names, types, modes, owners, times (ns),
+ * link targets, devices, xattrs, and content (by digest where known, else read). A deleted folder
+ * is one change. A non-zero return of @fn stops and is returned. Roots' own metadata is left out. */
+int tree_diff(struct tree *a, struct tree *b, change_fn fn, void *arg, struct err *err);
+
+/* Writes @dir and all below it as a tar with Go archive/tar's header bytes (USTAR where it fits,
+ * else PAX), hard links as links, xattrs as SCHILY.xattr records, to @write. @prefix is put before
+ * each name ("" or "a/b"). */
+typedef int (*tar_write_fn)(void *arg, const void *bytes, size_t n);
+int tar_write_tree(struct tree *t, uint64_t dir, const char *prefix, tar_write_fn write, void *arg,
+		   struct err *err);
+/* Members of a tar file by offset (an oci-archive, a docker-archive), nothing unpacked.
+ * @fn: name as in the tar (cleaned, no leading slash), offset of the data in the file; link targets
+ * for links. */
+struct tar_member {
+	const char *name;
+	const char *link; /* NULL unless a hard or symbolic link */
+	uint64_t off, size;
+	bool is_file;
+};
+int tar_scan(int fd, int (*fn)(void *arg, const struct tar_member *m), void *arg, struct err *err);

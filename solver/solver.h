@@ -1,0 +1,132 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+
+/*
+ * solver: refs.
+ *
+ * A ref is a result that is lazy until looked at: a stack of layers (descriptors and the remote
+ * that has their blobs), a merge of other refs, or a host folder. Refs come from names (images,
+ * layouts, archives, folders) and from LLB definitions, whose graph of vertices is solved into
+ * them. Making a ref moves no layer bytes.
+ */
+
+#include "blobstore/base.h"
+#include "blobstore/blobstore.h"
+#include "merge/merge.h"
+
+/* ------------------------------------------------------------------ refs */
+
+struct platform {
+	char os[32], arch[32], variant[32];
+};
+/* "linux/amd64", "linux/arm/v7", "arm64"; aliases as containerd's. Errors: -EINVAL. */
+int platform_parse(struct platform *out, const char *text, struct err *err);
+void platform_host(struct platform *out);
+char *platform_text(const struct platform *p, char buf[100]);
+
+enum ref_kind { REF_IMAGE, REF_MERGE, REF_DIR, REF_SCRATCH };
+
+struct ref_layer {
+	struct desc desc;
+	struct digest diff_id; /* zero when not known (the config was not needed) */
+	struct remote *remote; /* holds a reference; NULL = only the store */
+};
+struct ref_part {
+	struct ref *ref; /* holds a reference */
+	char *trim, *add; /* NULL = none */
+};
+
+/* Immutable once made, apart from what is computed on demand (tree, config). */
+struct ref;
+struct ref *ref_ref(struct ref *ref);
+struct ref *ref_unref(struct ref *ref);
+define_scoped(struct ref *, ref_unref);
+enum ref_kind ref_kind(const struct ref *ref);
+const char *ref_name(const struct ref *ref); /* as the user or the definition wrote it */
+size_t ref_layers(const struct ref *ref, const struct ref_layer **out); /* REF_IMAGE; bottom first */
+size_t ref_parts(const struct ref *ref, const struct ref_part **out); /* REF_MERGE; lowest first */
+const char *ref_dir(const struct ref *ref); /* REF_DIR */
+/* Digest of the manifest of a REF_IMAGE; NULL when it has none (a docker archive). */
+const struct digest *ref_manifest(const struct ref *ref);
+const struct platform *ref_platform(const struct ref *ref); /* NULL when not known */
+/* The image config's JSON; fetched now if need be. -ENOENT for what has none. */
+int ref_config(struct ref *ref, struct strbuf *out, struct err *err);
+/* Fills the layers' diff_ids from the config (fetches it). */
+int ref_need_diff_ids(struct ref *ref, struct err *err);
+
+/* A merge: parts in order, the last wins; takes its own references. One part without partition is
+ * that part; none is scratch. Errors: -EINVAL for a bad trim or add. */
+int ref_merge(struct ref **out, const struct ref_part *parts, size_t n, struct err *err);
+/* Only some layers of an image: @first..@last, 0-based, bottom first. */
+int ref_slice(struct ref **out, struct ref *ref, size_t first, size_t last, struct err *err);
+
+/* The files of a ref: a cooked union over all its layers, flattened. Touches no network. The
+ * layers' trees, in the union's order, are given for status (each with a reference, free with
+ * ref_tree_layers_free); @layers may be NULL. */
+struct ref_tree_layer {
+	struct tree *tree;
+	const struct ref_layer *layer; /* NULL for a host folder */
+	const char *dir; /* host folder, else NULL */
+};
+int ref_tree(struct tree **out, struct ref *ref, struct store *store,
+	     struct ref_tree_layer **layers, size_t *n_layers, struct err *err);
+void ref_tree_layers_free(struct ref_tree_layer *layers, size_t n);
+
+/* ------------------------------------------------------------------ from names to refs */
+
+/* What a command has: given once, borrowed by every call. */
+struct solver_options {
+	struct store *store;
+	struct net *net; /* NULL: no registries */
+	bool offline; /* names are answered from the store */
+	bool trust_index; /* indexes that the manifest does not vouch for may be used */
+	struct platform platform; /* wanted */
+	const char *cwd; /* for relative folders in definitions */
+};
+struct solver;
+int solver_new(struct solver **out, const struct solver_options *options, struct err *err);
+void solver_free(struct solver *solver);
+define_scoped(struct solver *, solver_free);
+
+/* Any REF of the command line (cli.md 1). Blocks for the network where a name must be resolved.
+ * Errors: -EINVAL bad grammar, -ENOENT, -EACCES, -EBADMSG, -ENOTSUP a kind that is not there yet,
+ * network errors. */
+int solver_resolve(struct solver *solver, const char *text, struct ref **out, struct err *err);
+
+/* --- image names: docker's own grammar and defaults --- */
+struct image_name {
+	char *host; /* "docker.io" */
+	char *repository; /* "library/alpine" */
+	char *tag; /* "latest" by default; NULL when only a digest was given */
+	char *digest; /* "sha256:…" or NULL */
+};
+int image_name_parse(struct image_name *out, const char *text, struct err *err);
+void image_name_deinit(struct image_name *name);
+char *image_name_text(const struct image_name *name); /* canonical; caller frees */
+
+/* ------------------------------------------------------------------ definitions */
+
+/* An LLB definition (pb.Definition), loaded: vertices and edges, digests checked. */
+struct graph;
+struct vertex;
+/* @bytes are the protobuf. Errors: -EBADMSG with the vertex that is wrong, -ENOTSUP an op that
+ * cannot be solved yet is found only when it is solved. */
+int graph_load(struct graph **out, const void *bytes, size_t n, struct err *err);
+void graph_free(struct graph *g);
+define_scoped(struct graph *, graph_free);
+size_t graph_count(const struct graph *g);
+struct vertex *graph_vertex(struct graph *g, size_t i); /* inputs before their users */
+/* By digest text or a unique prefix of at least 6 hex digits. -ENOENT, -EEXIST ambiguous, -EINVAL. */
+int graph_find(struct graph *g, const char *text, struct vertex **out, struct err *err);
+/* The result edge of the definition. */
+void graph_result(struct graph *g, struct vertex **vertex, int *index);
+
+const struct digest *vertex_digest(const struct vertex *v);
+const char *vertex_name(const struct vertex *v); /* display name */
+const char *vertex_op(const struct vertex *v); /* "source", "merge", "exec", … */
+size_t vertex_inputs(const struct vertex *v);
+void vertex_input(const struct vertex *v, size_t i, struct vertex **from, int *index);
+
+/* Solves one edge into a ref; only what it needs. */
+int graph_solve(struct graph *g, struct solver *solver, struct vertex *vertex, int index,
+		struct ref **out, struct err *err);
