@@ -17,3 +17,45 @@ int pool_new(struct pool **out, unsigned n_threads, const char *name);
 void pool_free(struct pool *pool);
 /* Runs @fn(@arg) on a thread of the pool, in order of submission. Threads start when first needed. */
 int pool_submit(struct pool *pool, void (*fn)(void *arg), void *arg);
+
+/* ------------------------------------------------------------------ codec */
+
+/* Told by the first bytes; anything unknown is a plain tar. */
+enum plain_format codec_detect(const void *bytes, size_t n);
+
+/* A stream decoded once from its start. Each step takes from in and gives to out, both advanced. */
+struct codec_io {
+	const uint8_t *in;
+	size_t n_in;
+	uint8_t *out;
+	size_t n_out;
+};
+enum { CODEC_MORE = 0, CODEC_POINT = 1 };
+struct codec_reader;
+int codec_reader_new(struct codec_reader **out, enum plain_format format);
+void codec_reader_free(struct codec_reader *r);
+define_scoped(struct codec_reader *, codec_reader_free);
+/* CODEC_POINT: decoding could begin again exactly here. No input left and no output: give more.
+ * Errors: -EBADMSG. */
+int codec_reader_step(struct codec_reader *r, struct codec_io *io, struct err *err);
+/* Whether the stream may end here. */
+int codec_reader_end(const struct codec_reader *r, struct err *err);
+
+/* What decoding needs to begin at the point that the last step stopped at. */
+struct codec_point {
+	enum span_kind kind;
+	uint8_t bits; /* then the byte before the point is needed, too */
+	uint32_t window_len;
+	uint8_t window[32768];
+};
+int codec_reader_point(struct codec_reader *r, struct codec_point *out);
+
+/* Decodes @len bytes after dropping @from, out of the span's stored bytes (all of them). Its window,
+ * unpacked, where it has one. Errors: -EBADMSG, -ENOMEM. */
+int codec_decode(const struct span *span, const void *stored, const void *window, size_t from,
+		 void *dst, size_t len, struct err *err);
+
+/* zstd for windows and re-framed copies: one frame, content size known. */
+size_t codec_pack_bound(size_t n);
+int64_t codec_pack(const void *in, size_t n, void *out, size_t max, int level);
+int codec_unpack(const void *in, size_t n, void *out, size_t len);

@@ -371,6 +371,10 @@ int content_open(struct store *store, const struct digest *digest, uint64_t size
 void content_make(struct store *store, struct blob *blob, uint64_t plain_off, uint64_t size,
 		  const struct digest *digest);
 
+/* Inflates one gzip member, whose start @in is, at most @max bytes; appends to @out.
+ * Errors: -EBADMSG, -EFBIG. */
+int codec_gunzip_member(const void *in, size_t n, size_t max, struct strbuf *out, struct err *err);
+
 /* ------------------------------------------------------------------ work in the background */
 
 /* Two kinds of threads: WORK_CPU (as many as cores) must not wait for the network; WORK_WAIT (a

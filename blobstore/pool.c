@@ -21,7 +21,7 @@ struct pool {
 	pthread_mutex_t lock;
 	pthread_cond_t wake;
 	STAILQ_HEAD(, job) queue;   /* guarded by lock */
-	unsigned n_idle, n_threads; /* guarded by lock */
+	unsigned n_idle, n_queued, n_threads; /* guarded by lock */
 	bool is_stopping;	    /* guarded by lock */
 	unsigned max_threads;
 	pthread_t *threads; /* n_threads of them; guarded by lock */
@@ -38,6 +38,7 @@ static void *pool_thread(void *arg)
 		struct job *job = STAILQ_FIRST(&pool->queue);
 		if (job) {
 			STAILQ_REMOVE_HEAD(&pool->queue, link);
+			pool->n_queued--;
 			pthread_mutex_unlock(&pool->lock);
 			job->fn(job->arg);
 			free(job);
@@ -121,7 +122,7 @@ int pool_submit(struct pool *pool, void (*fn)(void *arg), void *arg)
 		return -ENOMEM;
 	*job = (struct job){.fn = fn, .arg = arg};
 	pthread_mutex_lock(&pool->lock);
-	if (!pool->n_idle && pool->n_threads < pool->max_threads)
+	if (pool->n_queued >= pool->n_idle && pool->n_threads < pool->max_threads)
 		r = start_thread(pool);
 	if (r < 0 && pool->n_threads == 0) {
 		pthread_mutex_unlock(&pool->lock);
@@ -129,6 +130,7 @@ int pool_submit(struct pool *pool, void (*fn)(void *arg), void *arg)
 		return r;
 	}
 	STAILQ_INSERT_TAIL(&pool->queue, job, link);
+	pool->n_queued++;
 	pthread_cond_signal(&pool->wake);
 	pthread_mutex_unlock(&pool->lock);
 	return 0;
