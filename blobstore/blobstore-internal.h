@@ -59,3 +59,13 @@ int codec_decode(const struct span *span, const void *stored, const void *window
 size_t codec_pack_bound(size_t n);
 int64_t codec_pack(const void *in, size_t n, void *out, size_t max, int level);
 int codec_unpack(const void *in, size_t n, void *out, size_t len);
+
+/* ------------------------------------------------------------------ db */
+
+int db_open(struct db **out, const char *path, struct err *err);
+void db_close(struct db *db);
+
+/* ------------------------------------------------------------------ span */
+
+/* Unpacks a span's history into @window (32768 bytes). Errors: -EBADMSG. */
+int span_table_window(const struct span_table *t, const struct span *span, void *window);
