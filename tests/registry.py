@@ -76,7 +76,9 @@ and what (several may be combined):
     rate                    body bytes a second of this response
     hang_up                 close the connection without any answer
 
-The log has one object a request, appended to --log FILE as a line when it ends:
+The log has one object a request, in the order in which they came. In Registry.log it is there
+from the request on and filled in as it is answered (so what a client has received is in it);
+--log FILE gets it as a line when the answer has been sent:
 
     time, where, method, path, range, auth ("none"|"basic"|"bearer"), status, bytes (of body
     sent), conn (number of the connection), done (false: cut short)
@@ -281,6 +283,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             "conn": self.conn, "done": False,
         }
         self.f = self.reg.pick_fault(self.where, self.command, self.path)
+        self.reg.log_begins(self.entry)
         try:
             self.answer_or_fail()
             self.wfile.flush()
@@ -290,7 +293,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         except OSError:
             self.close_connection = True
         finally:
-            self.reg.logged(self.entry)
+            self.reg.log_ends(self.entry)
         if self.close_connection:
             self.shut()
 
@@ -357,9 +360,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
                     n = min(n, max(1, int(rate / 20)))
                 part, piece = piece[:n], piece[n:]
                 if part:
-                    self.wfile.write(part.translate(flips) if flips else part)
                     sent += len(part)
                     self.entry["bytes"] = sent
+                    self.wfile.write(part.translate(flips) if flips else part)
                 if rate:
                     self.wfile.flush()
                     self.reg.sleep(n / rate)
@@ -663,9 +666,12 @@ class Registry:
                     return f.spec
         return {}
 
-    def logged(self, entry):
+    def log_begins(self, entry):
         with self.lock:
             self.log.append(entry)
+
+    def log_ends(self, entry):
+        with self.lock:
             if self.log_file:
                 self.log_file.write(json.dumps(entry) + "\n")
 
