@@ -69,3 +69,63 @@ void db_close(struct db *db);
 
 /* Unpacks a span's history into @window (32768 bytes). Errors: -EBADMSG. */
 int span_table_window(const struct span_table *t, const struct span *span, void *window);
+
+/* ------------------------------------------------------------------ cache */
+
+/* Decoded bytes kept in memory, least recently used first out. Shared by reference count. */
+struct plain {
+	int n_refs;
+	uint32_t len;
+	uint8_t bytes[];
+};
+struct plain *plain_new(uint32_t len); /* one reference; NULL = no memory */
+struct plain *plain_ref(struct plain *p);
+void plain_unref(struct plain *p);
+define_scoped(struct plain *, plain_unref);
+
+struct cache;
+int cache_new(struct cache **out, size_t max_bytes);
+void cache_free(struct cache *cache);
+/* A new reference, or NULL. */
+struct plain *cache_get(struct cache *cache, uint64_t blob_id, uint64_t item);
+/* Takes its own reference; what is larger than a quarter of the cache is not kept. */
+void cache_put(struct cache *cache, uint64_t blob_id, uint64_t item, struct plain *p);
+void cache_drop_blob(struct cache *cache, uint64_t blob_id);
+
+/* ------------------------------------------------------------------ store and gc */
+
+struct blob_table; /* blob.c: the open blobs of a store */
+
+struct store {
+	char *root;
+	struct net *net;
+	struct db *db;
+	struct pool *cpu, *wait;
+	struct cache *cache;
+	struct blob_table *blobs;
+	struct gc *gc;
+	uint64_t deadline_ms;
+};
+
+int store_path(const struct store *store, char **out, const char *fmt, ...)
+	__attribute__((format(printf, 3, 4)));
+
+/* Space, as rows of the catalogue: (kind, name) → bytes. Kinds are folders of the store:
+ * "blobs", "partial", "frames", "content", "index", "spans", "learned". */
+struct gc;
+int gc_new(struct gc **out, struct store *store, uint64_t max_bytes, struct err *err);
+void gc_free(struct gc *gc);
+/* Before bytes are written: from now on (kind, name) may take @total bytes. Makes room by evicting
+ * what nobody leases. Errors: -ENOSPC, with what would help. */
+int gc_reserve(struct gc *gc, const char *kind, const char *name, uint64_t total, struct err *err);
+/* It takes exactly @bytes now; 0 = it is gone. */
+void gc_settle(struct gc *gc, const char *kind, const char *name, uint64_t bytes);
+/* After a write failed with ENOSPC all the same: frees at least @bytes. -ENOSPC when it cannot. */
+int gc_make_room(struct gc *gc, uint64_t bytes, struct err *err);
+/* From now until the process ends nothing named after this blob is evicted. */
+int gc_lease(struct gc *gc, const char *hex, struct err *err);
+void gc_usage(struct gc *gc, uint64_t *used, uint64_t *bound);
+
+/* blob.c */
+int blob_table_new(struct blob_table **out);
+void blob_table_free(struct blob_table *table);

@@ -81,6 +81,7 @@ struct net_stats {
 struct net;
 int net_new(struct net **out, const struct net_options *options, struct err *err);
 void net_free(struct net *net); /* cancels what is under way, joins the thread */
+uint64_t net_deadline_ms(const struct net *net);
 void net_stats(struct net *net, struct net_stats *out);
 define_scoped(struct net *, net_free);
 

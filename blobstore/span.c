@@ -136,7 +136,7 @@ int span_table_get(const struct span_table *t, size_t i, struct span *out)
 		       out->plain_len <= SPAN_PLAIN_MAX && out->inner_off <= SPAN_PLAIN_MAX &&
 		       out->plain_off <= t->header.plain_size &&
 		       out->plain_len <= t->header.plain_size - out->plain_off &&
-		       out->stored_off <= INT64_MAX - out->stored_len && out->window_len <= 32768 &&
+		       out->stored_off <= (uint64_t)INT64_MAX - out->stored_len && out->window_len <= 32768 &&
 		       out->window_off <= t->header.window_len &&
 		       out->window_packed <= t->header.window_len - out->window_off;
 	return is_sane ? 0 : -EBADMSG;
