@@ -76,6 +76,7 @@ int span_table_window(const struct span_table *t, const struct span *span, void 
 struct plain {
 	int n_refs;
 	uint32_t len;
+	bool is_ahead; /* atomic; decoded because its neighbour was read, not read itself yet */
 	uint8_t bytes[];
 };
 struct plain *plain_new(uint32_t len); /* one reference; NULL = no memory */
@@ -128,4 +129,5 @@ void gc_usage(struct gc *gc, uint64_t *used, uint64_t *bound);
 
 /* blob.c */
 int blob_table_new(struct blob_table **out);
+void blob_table_stop(struct blob_table *table);
 void blob_table_free(struct blob_table *table);

@@ -190,7 +190,10 @@ void store_close(struct store *store)
 {
 	if (!store)
 		return;
-	/* Passes first: they may still hand work to the CPU threads. */
+	/* Nothing may wait for the network any more; then passes, which may still hand work to the CPU
+	 * threads. */
+	if (store->blobs)
+		blob_table_stop(store->blobs);
 	pool_free(store->wait);
 	pool_free(store->cpu);
 	blob_table_free(store->blobs);
