@@ -1,3 +1,109 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
-#include "blobstore/base.h"
+/*
+ * read: content.
+ *
+ * A READ is copied twice, from the tree into the request's buffer and from there to the kernel: for
+ * small reads that is several times faster than splicing pages, and large files that are all here
+ * go through passthrough and never come this way. The reply leaves on the reading thread where the
+ * tree has the bytes, else on the thread that brought them.
+ */
+
+#include "fs/fs-internal.h"
+
+#include <unistd.h>
+
+/* ------------------------------------------------------------------ READ */
+
+void read_reply(struct session *s, const struct call *call, const char *buf, int64_t result,
+		const struct err *err)
+{
+	if (result < 0) {
+		ops_fail(s, call, (int)result, err);
+		return;
+	}
+	atomic_fetch_add_explicit(&s->n_reads, 1, memory_order_relaxed);
+	atomic_fetch_add_explicit(&s->n_read_bytes, (uint64_t)result, memory_order_relaxed);
+	fuse_reply_buf(call->req, buf, (size_t)result);
+}
+
+int read_attempt(struct session *s, struct parked *p, struct err *err)
+{
+	size_t size = MIN(p->call.size, (size_t)REPLY_MAX);
+	int64_t n =
+		tree_read(s->tree, p->call.id, p->call.off, p->buf, size, parked_read_done, p, err);
+
+	if (n < 0)
+		return (int)n;
+	read_reply(s, &p->call, p->buf, n, NULL);
+	return 0;
+}
+
+void read_op(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse_file_info *fi)
+{
+	ops_start(&(struct call){
+		.op = CALL_READ, .req = req, .id = ino, .off = (uint64_t)off, .size = size});
+}
+
+/* ------------------------------------------------------------------ LSEEK */
+
+/* The first hole at or after @off; the end of a file counts as one. */
+static int seek_hole(struct session *s, uint64_t id, uint64_t off, uint64_t size, uint64_t *out)
+{
+	uint64_t data, end;
+
+	while (off < size) {
+		int r = tree_seek_data(s->tree, id, off, &data, &end);
+		if (r == -ENODATA || (r == 0 && data > off))
+			break;
+		if (r < 0)
+			return r;
+		if (end <= off)
+			break;
+		off = end;
+	}
+	*out = MIN(off, size);
+	return 0;
+}
+
+static int seek(struct session *s, const struct call *call, uint64_t size, uint64_t *out)
+{
+	uint64_t end;
+
+	if (call->off >= size)
+		return -ENXIO;
+	if (!s->tree->ops->seek_data) { /* knows nothing of holes: all is data */
+		*out = call->whence == SEEK_DATA ? call->off : size;
+		return 0;
+	}
+	if (call->whence == SEEK_HOLE)
+		return seek_hole(s, call->id, call->off, size, out);
+	int r = tree_seek_data(s->tree, call->id, call->off, out, &end);
+	return r == -ENODATA ? -ENXIO : r;
+}
+
+int lseek_attempt(struct session *s, struct parked *p, struct err *err)
+{
+	struct attr a;
+	uint64_t out;
+
+	int r = tree_getattr(s->tree, p->call.id, &a, &p->wait, err);
+	if (r < 0)
+		return r;
+	r = seek(s, &p->call, a.size, &out);
+	if (r == -ENXIO)
+		fuse_reply_err(p->call.req, ENXIO);
+	else if (r == 0)
+		fuse_reply_lseek(p->call.req, (off_t)out);
+	return r == -ENXIO ? 0 : r;
+}
+
+void lseek_op(fuse_req_t req, fuse_ino_t ino, off_t off, int whence, struct fuse_file_info *fi)
+{
+	if (whence != SEEK_DATA && whence != SEEK_HOLE) {
+		fuse_reply_err(req, EINVAL);
+		return;
+	}
+	ops_start(&(struct call){
+		.op = CALL_LSEEK, .req = req, .id = ino, .off = (uint64_t)off, .whence = whence});
+}
