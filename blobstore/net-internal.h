@@ -1,0 +1,179 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+
+/*
+ * What fetch.c, auth.c, credentials.c and registry.c share: the network thread and what runs on it.
+ *
+ * Everything here is called on the network thread alone, except net_post, net_options_of and
+ * credentials_lookup. State that only that thread touches needs no lock; that is why all of HTTP,
+ * tokens and retries lives there, as callbacks that never block.
+ */
+
+#include <sys/queue.h>
+
+#include "blobstore/blobstore.h"
+
+/* ------------------------------------------------------------------ the thread: fetch.c */
+
+/* A call that another thread asks for. Embedded; one object is queued at most once. */
+struct net_call {
+	void (*fn)(struct net_call *call);
+	TAILQ_ENTRY(net_call) link;
+	bool is_queued; /* guarded by the net's lock */
+};
+/* Any thread. False: the net is being freed, and fn will not run. */
+bool net_post(struct net *net, struct net_call *call);
+/* Takes it back when it has not run yet. */
+void net_unpost(struct net *net, struct net_call *call);
+
+/* A point in time. Disarmed when zeroed, and before fn runs. */
+struct net_timer {
+	void (*fn)(struct net_timer *timer);
+	uint64_t at_ns;
+	LIST_ENTRY(net_timer) link;
+	bool is_armed;
+};
+void net_timer_set(struct net *net, struct net_timer *timer, uint64_t at_ns);
+void net_timer_clear(struct net_timer *timer);
+
+/* Whatever must be told when the net is freed: stop ends it and takes it off the list. */
+struct net_task {
+	void (*stop)(struct net_task *task);
+	LIST_ENTRY(net_task) link;
+};
+void net_task_begin(struct net *net, struct net_task *task);
+void net_task_end(struct net_task *task);
+
+const struct net_options *net_options_of(const struct net *net); /* deadline_ms is never 0 */
+struct auth *net_auth(struct net *net);
+/* Uniform in [0, bound): for jitter, nothing secret. */
+uint64_t net_random(struct net *net, uint64_t bound);
+
+/* How long to wait before attempt number @attempt + 1 (0 = the first has just failed):
+ * exponential with full jitter, and never before what the server asked for. */
+uint64_t net_backoff_ns(struct net *net, unsigned attempt, uint64_t retry_after_ms);
+
+/* ------------------------------------------------------------------ one HTTP exchange: fetch.c */
+
+/* One request and its answer; redirects, authorisation and retries are the caller's business. The
+ * caller embeds it, fills the first part, starts it, and may start it again once done was called.
+ * It waits in its host's queue until a connection is due to it. It has no deadline, only stalls
+ * end it: whoever embeds it has a deadline over all attempts and calls exchange_abort. */
+struct exchange {
+	/* given by the caller, strings borrowed until done */
+	const char *url;
+	const char *accept;	   /* may be NULL */
+	const char *authorization; /* value of the header; may be NULL */
+	const char *form;	   /* body of a POST; NULL = GET */
+	uint64_t range_first, range_last;
+	bool has_range;
+	bool is_stream;	     /* long: takes a place among the streams, not among the small reads */
+	bool is_fresh;	     /* do not use a connection that is open already */
+	unsigned connect_ms; /* bound on name, connection and TLS; 0 = 3000 */
+	/* The status and the headers are here. 0 = send me the body, 1 = not interested; a negative
+	 * errno ends the exchange. */
+	int (*head)(struct exchange *x);
+	/* Body bytes. 0 = go on, 1 = enough; a negative errno ends the exchange. */
+	int (*data)(struct exchange *x, const void *bytes, size_t n);
+	/* Once, unless aborted; never from inside exchange_start. @result 0: answered, whatever the
+	 * status. @x may be started again or freed (after exchange_deinit) from here. */
+	void (*done)(struct exchange *x, int result, const struct err *err);
+
+	/* the answer, valid from head on until the next start */
+	unsigned status; /* 0 = there was no answer */
+	char *location, *challenge, *content_range, *content_type, *content_encoding; /* or NULL */
+	int64_t body_len;	 /* Content-Length; -1 = not said */
+	uint64_t retry_after_ms; /* 0 = not said */
+	bool is_transient;	 /* after a negative result: another attempt may do better */
+	bool is_not_tls;	 /* https was spoken to something that does not understand it */
+
+	/* fetch.c's own */
+	enum { EXCHANGE_IDLE, EXCHANGE_FAILED, EXCHANGE_QUEUED, EXCHANGE_ACTIVE } state;
+	struct net *net;
+	struct net_host *host;
+	TAILQ_ENTRY(exchange) link; /* in its host's queue or among the active ones */
+	struct net_timer timer;	    /* watches for a stall, or delivers a failure */
+	void *easy, *headers;	    /* curl's */
+	char *problem;		    /* curl's words about what failed */
+	uint64_t last_ns;	    /* when something was last heard */
+	uint64_t n_ignored;	    /* bytes of a body that nobody wants */
+	int result;		    /* of the callback that ended it, or of a start that failed */
+	bool has_head, is_ignoring, is_ended;
+};
+void exchange_start(struct net *net, struct exchange *x);
+/* Ends it without done; nothing when it does not run. */
+void exchange_abort(struct exchange *x);
+void exchange_deinit(struct exchange *x); /* frees the answer; must not run */
+/* The server of @x said that it has too much to do: fewer at once from now on. */
+void exchange_overloaded(struct exchange *x);
+
+/* Absolute form of @location as seen from @base, without user info or fragment.
+ * Errors: -EBADMSG (not http or https), -ENOMEM. */
+int url_resolve(const char *base, const char *location, char **out);
+/* Same scheme, host and port. */
+bool url_same_origin(const char *a, const char *b);
+/* Is https, or http where @options allow it: loopback, or plain_http. */
+bool url_is_allowed(const struct net_options *options, const char *url);
+/* "host:port" for messages: never the path or the query, which may be a credential. */
+char *url_host_text(const char *url, char *buf, size_t size);
+/* True for localhost, 127.0.0.0/8 and ::1, with or without port. */
+bool host_is_loopback(const char *host);
+
+/* ------------------------------------------------------------------ credentials: credentials.c */
+
+/* Who the user is at a host. All strings may be NULL: nobody in particular. */
+struct credentials {
+	char *user, *secret;
+	bool is_identity_token; /* secret is an OAuth2 refresh token */
+	char *helper;		/* ask this program; only from credentials_find */
+	char *helper_key;	/* about this server */
+};
+void credentials_deinit(struct credentials *c);
+/* Finds the best entry of a docker config or containers' auth file. Pure.
+ * 1 = found, 0 = nothing for this host; -EBADMSG: not such a file. */
+int credentials_find(struct credentials *out, const char *json, size_t len, const char *host,
+		     const char *repository, struct err *err);
+/* What a helper printed. Pure. 1 = found, 0 = it knows none; -EBADMSG. */
+int credentials_helper_answer(struct credentials *out, const char *text, size_t len);
+/* Reads the files and runs the helper; blocks, so on a thread of its own. Gives up with -ECANCELED
+ * when @stop_fd becomes readable. 0 also when there are none. On an error of one source the next
+ * is tried; if none has any, @err has the reason of the last error. */
+int credentials_lookup(struct credentials *out, const char *host, const char *repository,
+		       int stop_fd, struct err *err);
+
+/* ------------------------------------------------------------------ authorisation: auth.c */
+
+/* What WWW-Authenticate asks for. Owns its strings. */
+struct challenge {
+	bool is_bearer, is_basic;
+	char *realm, *service, *scope; /* of Bearer; may be NULL */
+};
+/* Pure. Errors: -EBADMSG (nothing in it that we understand), -ENOMEM. */
+int challenge_parse(struct challenge *out, const char *text, size_t len);
+void challenge_deinit(struct challenge *c);
+
+/* What a token service answered: the token (caller frees) and for how long it is good. Pure. */
+int token_parse(const char *json, size_t len, char **token, uint64_t *seconds);
+
+struct auth;
+struct auth *auth_new(struct net *net); /* NULL = no memory */
+void auth_free(struct auth *auth);
+
+/* Someone who wants to know what to send as Authorization to a repository. */
+struct auth_wait {
+	/* given, borrowed while waiting */
+	const char *host, *repository;
+	void (*done)(struct auth_wait *w, int result, const struct err *err);
+	/* the answer; the caller frees it. NULL = nothing, as far as is known. */
+	char *header;
+	/* auth.c's own */
+	LIST_ENTRY(auth_wait) link;
+	bool is_waiting;
+};
+/* 0 = w->header is set at once; -EINPROGRESS = done will be called; or an error at once. */
+int auth_get(struct auth *auth, struct auth_wait *w, struct err *err);
+/* The same after a 401: @rejected is what was sent (or NULL), @challenge what came back (or NULL:
+ * the server only said that the credentials are no longer good). Concurrent ones share one fetch. */
+int auth_renew(struct auth *auth, struct auth_wait *w, const char *rejected, const char *challenge,
+	       struct err *err);
+void auth_forget(struct auth_wait *w); /* stops waiting; nothing when it does not wait */
