@@ -384,9 +384,9 @@ static int pass_step(struct blob_pass *pass, struct err *err)
 	/* A raw tar can be cut anywhere: step by spans, so that they all have the same size. */
 	size_t n_out = pass->io.n_out;
 	if (pass->format == PLAIN_TAR && c->has_span) {
-		uint64_t left =
-			TARGET_RAW - MIN(c->plain_off - c->span.plain_off, (uint64_t)TARGET_RAW);
-		pass->io.n_out = (size_t)MIN(MAX(left, (uint64_t)1), (uint64_t)n_out);
+		uint64_t have = c->plain_off - c->span.plain_off;
+		uint64_t left = have < TARGET_RAW ? TARGET_RAW - have : 1;
+		pass->io.n_out = MIN((size_t)left, n_out);
 	}
 	size_t given = pass->io.n_out;
 	int r = codec_reader_step(pass->reader, &pass->io, err);
