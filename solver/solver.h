@@ -61,8 +61,8 @@ int ref_merge(struct ref **out, const struct ref_part *parts, size_t n, struct e
 int ref_slice(struct ref **out, struct ref *ref, size_t first, size_t last, struct err *err);
 
 /* The files of a ref: a cooked union over all its layers, flattened. Touches no network. The
- * layers' trees, in the union's order, are given for status (each with a reference, free with
- * ref_tree_layers_free); @layers may be NULL. */
+ * layers' trees, lowest first and each once, are given for status (each with a reference, free
+ * with ref_tree_layers_free; layer and dir are borrowed from @ref); @layers may be NULL. */
 struct ref_tree_layer {
 	struct tree *tree;
 	const struct ref_layer *layer; /* NULL for a host folder */
@@ -82,6 +82,11 @@ struct solver_options {
 	bool trust_index; /* indexes that the manifest does not vouch for may be used */
 	struct platform platform; /* wanted */
 	const char *cwd; /* for relative folders in definitions */
+	/* --oci-layout NAME=DIR: where the oci-layout sources of definitions are. */
+	const struct solver_layout {
+		const char *name, *dir;
+	} *layouts;
+	size_t n_layouts;
 };
 struct solver;
 int solver_new(struct solver **out, const struct solver_options *options, struct err *err);

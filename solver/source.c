@@ -1,3 +1,164 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
+/*
+ * From any REF of the command line to a ref. name.c says what the text is; a row here says who
+ * makes a ref of it. The forms that only look at this host are here, too: folders and definitions.
+ */
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
 #include "blobstore/base.h"
+#include "blobstore/blobstore.h"
+#include "solver/solver-internal.h"
+#include "solver/solver.h"
+
+static int no_memory(struct err *err)
+{
+	return err_set(err, -ENOMEM, "out of memory");
+}
+
+int solver_new(struct solver **out, const struct solver_options *options, struct err *err)
+{
+	struct solver *solver = calloc(1, sizeof(*solver));
+	if (!solver)
+		return no_memory(err);
+	solver->options = *options;
+	platform_normalize(&solver->options.platform);
+	pthread_mutex_init(&solver->lock, NULL);
+	*out = solver;
+	return 0;
+}
+
+void solver_free(struct solver *solver)
+{
+	if (!solver)
+		return;
+	for (size_t i = 0; i < solver->images.n; i++) {
+		free(solver->images.items[i].key);
+		ref_unref(solver->images.items[i].ref);
+	}
+	vec_free(&solver->images);
+	for (size_t i = 0; i < solver->registries.n; i++) {
+		free(solver->registries.items[i].host);
+		free(solver->registries.items[i].repository);
+		registry_unref(solver->registries.items[i].registry);
+	}
+	vec_free(&solver->registries);
+	pthread_mutex_destroy(&solver->lock);
+	free(solver);
+}
+
+/* ------------------------------------------------------------------ folders */
+
+static int resolve_dir(struct solver *solver, const char *text, const struct ref_text *what,
+		       struct ref **out, struct err *err)
+{
+	struct stat st;
+	/* The server of a mount works elsewhere. */
+	scoped(free) char *dir = realpath(what->name, NULL);
+	if (!dir || stat(dir, &st) < 0)
+		return err_errno(err, "%s", text);
+	if (!S_ISDIR(st.st_mode))
+		return err_set(err, -ENOTDIR, "%s: not a folder", text);
+	return ref_folder(out, text, dir, err);
+}
+
+/* ------------------------------------------------------------------ definitions */
+
+/* More than graph_load takes, so that it is the one to complain. */
+#define DEFINITION_READ_MAX (65u << 20)
+
+static int read_definition(const char *name, struct strbuf *out, struct err *err)
+{
+	int r;
+	if (strcmp(name, "-") == 0)
+		r = read_file(AT_FDCWD, "/dev/stdin", DEFINITION_READ_MAX, out);
+	else
+		r = read_file(AT_FDCWD, name, DEFINITION_READ_MAX, out);
+	return r < 0 ? err_set(err, r, "%s: %s", name, strerror(-r)) : 0;
+}
+
+static int resolve_llb(struct solver *solver, const char *text, const struct ref_text *what,
+		       struct ref **out, struct err *err)
+{
+	scoped(strbuf_free) struct strbuf bytes = {0};
+	int r = read_definition(what->name, &bytes, err);
+	if (r < 0)
+		return r;
+	scoped(graph_free) struct graph *graph = NULL;
+	r = graph_load(&graph, bytes.data, bytes.len, err);
+	if (r < 0)
+		return err_wrap(err, r, "%s", what->name);
+	struct vertex *vertex;
+	int index;
+	graph_result(graph, &vertex, &index);
+	if (what->vertex) {
+		r = graph_find(graph, what->vertex, &vertex, err);
+		index = what->index;
+	}
+	if (r == 0)
+		r = graph_solve(graph, solver, vertex, index, out, err);
+	return r < 0 ? err_wrap(err, r, "%s", what->name) : 0;
+}
+
+/* ------------------------------------------------------------------ images */
+
+/* A folder that the user may have meant: a/b is always an image. */
+static bool is_folder_here(const char *name)
+{
+	struct stat st;
+	return stat(name, &st) == 0 && S_ISDIR(st.st_mode);
+}
+
+static int resolve_image(struct solver *solver, const char *text, const struct ref_text *what,
+			 struct ref **out, struct err *err)
+{
+	const struct image_request request = {.platform = &solver->options.platform};
+	int r = source_image_resolve(solver, what->name, &request, out, err);
+	if (r < 0 && strcmp(text, what->name) == 0 && is_folder_here(text)) {
+		struct err why = err ? *err : (struct err){0};
+		return err_set(err, r, "%s (the folder of that name is ./%s)", err_text(&why, r),
+			       text);
+	}
+	return r;
+}
+
+static int resolve_layout(struct solver *solver, const char *text, const struct ref_text *what,
+			  struct ref **out, struct err *err)
+{
+	const struct image_request request = {.platform = &solver->options.platform};
+	return source_layout_resolve(solver, text, what->name, what->tag, what->digest, &request,
+				     out, err);
+}
+
+static int resolve_other(struct solver *solver, const char *text, const struct ref_text *what,
+			 struct ref **out, struct err *err)
+{
+	return err_set(err, -ENOTSUP, "%s: %s:// references cannot be resolved yet", text,
+		       what->name);
+}
+
+/* ------------------------------------------------------------------ the door */
+
+typedef int (*resolve_fn)(struct solver *solver, const char *text, const struct ref_text *what,
+			  struct ref **out, struct err *err);
+
+static const resolve_fn resolvers[] = {
+	[FORM_IMAGE] = resolve_image,
+	[FORM_OCI_LAYOUT] = resolve_layout,
+	[FORM_OCI_ARCHIVE] = source_archive_resolve,
+	[FORM_DOCKER_ARCHIVE] = source_archive_resolve,
+	[FORM_DIR] = resolve_dir,
+	[FORM_LLB] = resolve_llb,
+	[FORM_OTHER] = resolve_other,
+};
+
+int solver_resolve(struct solver *solver, const char *text, struct ref **out, struct err *err)
+{
+	scoped(ref_text_deinit) struct ref_text what = {0};
+	int r = ref_text_parse(&what, text, err);
+	return r < 0 ? r : resolvers[what.form](solver, text, &what, out, err);
+}

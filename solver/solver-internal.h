@@ -1,0 +1,323 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+
+/*
+ * What the files of solver share: documents of images (image.c), texts that name a ref (name.c),
+ * the insides of a ref (ref.c), where refs come from (source*.c), and the decoded definition
+ * (llb.c), its graph (graph.c) and the operations of its vertices (op_*.c, source_image.c).
+ */
+
+#include <pthread.h>
+
+#include "blobstore/base.h"
+#include "blobstore/blobstore.h"
+#include "merge/merge.h"
+#include "solver/solver.h"
+
+/* ------------------------------------------------------------------ platforms (platform.c) */
+
+/* The one spelling of a platform, as containerd has it: "x86_64" is amd64, arm64's v8 is "". */
+void platform_normalize(struct platform *p);
+bool platform_equal(const struct platform *a, const struct platform *b);
+/* How well an image for @have serves who wants @want: 0 = exactly; larger = worse; -1 = not. Both
+ * normalized. */
+int platform_rank(const struct platform *want, const struct platform *have);
+
+/* ------------------------------------------------------------------ documents (image.c) */
+
+enum manifest_kind { MANIFEST_INDEX, MANIFEST_IMAGE };
+
+struct index_entry {
+	struct desc desc;
+	struct platform platform; /* normalized */
+	bool has_platform;
+	bool is_attestation; /* says something about an image and is none */
+};
+
+/* An index (manifest list) or the manifest of one image. */
+struct manifest {
+	enum manifest_kind kind;
+	struct index_entry *entries; /* MANIFEST_INDEX */
+	size_t n_entries;
+	struct desc config;  /* MANIFEST_IMAGE */
+	struct desc *layers; /* bottom first; media types are checked to be those of layers */
+	size_t n_layers;
+};
+/* @media_type is what the giver said of it, used where the document itself is silent; may be NULL.
+ * Errors: -EBADMSG malformed, -ENOTSUP something else than an image (schema 1, an artifact). */
+int manifest_parse(struct manifest *out, const void *bytes, size_t n, const char *media_type,
+		   struct err *err);
+void manifest_deinit(struct manifest *m);
+static inline void manifest_deinit_scoped(struct manifest *m)
+{
+	manifest_deinit(m);
+}
+/* The best of @entries for @want. Errors: -ENOENT, with the platforms that there are. */
+int manifest_choose(const struct index_entry *entries, size_t n, const struct platform *want,
+		    const struct index_entry **out, struct err *err);
+
+struct image_config {
+	struct platform platform; /* normalized */
+	bool has_platform;
+	struct digest *diff_ids; /* bottom first */
+	size_t n_diff_ids;
+};
+int image_config_parse(struct image_config *out, const void *bytes, size_t n, struct err *err);
+void image_config_deinit(struct image_config *config);
+static inline void image_config_deinit_scoped(struct image_config *config)
+{
+	image_config_deinit(config);
+}
+
+/* manifest.json of `docker save`: one item an image. */
+struct saved_image {
+	char *config; /* path in the archive */
+	char **tags;
+	size_t n_tags;
+	char **layers; /* paths in the archive, bottom first */
+	size_t n_layers;
+};
+int saved_images_parse(struct saved_image **out, size_t *n_out, const void *bytes, size_t n,
+		       struct err *err);
+void saved_images_free(struct saved_image *images, size_t n);
+
+/* ------------------------------------------------------------------ texts (name.c) */
+
+enum ref_form {
+	FORM_IMAGE,
+	FORM_OCI_LAYOUT,
+	FORM_OCI_ARCHIVE,
+	FORM_DOCKER_ARCHIVE,
+	FORM_DIR,
+	FORM_LLB,
+	FORM_OTHER, /* a kind of the grammar that cannot be resolved: name has its scheme */
+};
+
+/* A REF of the command line, taken apart without a look at the world. */
+struct ref_text {
+	enum ref_form form;
+	char *name;   /* image name, folder or file; "-" for standard input */
+	char *tag;    /* layout, archives; NULL when not given */
+	char *digest; /* layout */
+	char *vertex; /* llb: digest or prefix; NULL = the result */
+	int index;    /* llb: output of @vertex */
+};
+/* Errors: -EINVAL. */
+int ref_text_parse(struct ref_text *out, const char *text, struct err *err);
+void ref_text_deinit(struct ref_text *t);
+static inline void ref_text_deinit_scoped(struct ref_text *t)
+{
+	ref_text_deinit(t);
+}
+static inline void image_name_deinit_scoped(struct image_name *name)
+{
+	image_name_deinit(name);
+}
+
+/* ------------------------------------------------------------------ refs (ref.c) */
+
+/* Where the documents of an image come from, kept for those that are asked for later. */
+struct origin {
+	struct store *store; /* borrowed, outlives every ref; keeps what came from a registry */
+	struct registry *registry; /* holds a reference; NULL: not from a registry */
+	struct remote *remote;	   /* holds a reference; NULL: only what the store has */
+};
+void origin_copy(struct origin *out, const struct origin *in);
+void origin_deinit(struct origin *o);
+static inline void origin_deinit_scoped(struct origin *o)
+{
+	origin_deinit(o);
+}
+/* Appends the document that @desc names, verified. Errors: as registry_get_manifest. */
+int origin_read(const struct origin *o, const struct desc *desc, bool is_manifest,
+		struct strbuf *body, struct err *err);
+
+/* Puts a document that came from a registry into the store. */
+void origin_keep(const struct origin *o, const void *bytes, size_t n);
+
+/* What makes an image ref; everything is copied. */
+struct ref_image {
+	const char *name;
+	const struct origin *origin;
+	const struct desc *layers;
+	const struct digest *diff_ids; /* as many as layers; NULL = not known yet */
+	size_t n_layers;
+	const struct desc *config;	 /* NULL when there is none */
+	const struct digest *manifest;	 /* NULL when there is none */
+	const struct platform *platform; /* NULL when not known */
+};
+int ref_image(struct ref **out, const struct ref_image *image, struct err *err);
+/* @dir must be absolute. */
+int ref_folder(struct ref **out, const char *name, const char *dir, struct err *err);
+int ref_scratch(struct ref **out, struct err *err);
+
+/* ------------------------------------------------------------------ sources (source*.c) */
+
+struct solver_image {
+	char *key;
+	struct ref *ref;
+};
+struct solver_registry {
+	char *host, *repository;
+	struct registry *registry;
+};
+struct solver {
+	struct solver_options options;
+	pthread_mutex_t lock;
+	/* guarded by lock: what was asked once is not asked again, so that one command has one
+	 * answer for a tag, and one set of credentials for a repository */
+	vec(struct solver_image) images;
+	vec(struct solver_registry) registries;
+};
+
+/* What a definition may ask of an image beyond its name. */
+struct image_request {
+	const struct platform *platform;
+	bool prefer_store;	       /* what the tag meant last will do */
+	const struct digest *checksum; /* what the name must mean; NULL = anything */
+};
+/* An image by its name, in a registry. */
+int source_image_resolve(struct solver *solver, const char *text,
+			 const struct image_request *request, struct ref **out, struct err *err);
+/* An image in a layout folder, by @digest, else by @tag, else the only one or "latest". */
+int source_layout_resolve(struct solver *solver, const char *name, const char *dir, const char *tag,
+			  const char *digest, const struct image_request *request, struct ref **out,
+			  struct err *err);
+/* An image in an archive file that holds a layout, or what `docker save` writes. */
+int source_archive_resolve(struct solver *solver, const char *text, const struct ref_text *what,
+			   struct ref **out, struct err *err);
+
+/* From a root document to the ref of one image: follows indexes, chooses by platform. @root is the
+ * descriptor of @body (its media type may be NULL). */
+int image_from_root(struct ref **out, const char *name, const struct origin *origin,
+		    const struct desc *root, const struct strbuf *body,
+		    const struct platform *platform, struct err *err);
+/* The entry that a layout's index.json has for @tag, NULL = none was given. Errors: -ENOENT, with
+ * the tags that there are. */
+int layout_choose(struct desc *out, const struct manifest *index, const char *tag,
+		  const struct platform *platform, struct err *err);
+
+/* ------------------------------------------------------------------ definitions (llb.c) */
+
+enum op_kind {
+	OP_UNKNOWN, /* newer than this program */
+	OP_EXEC,
+	OP_SOURCE,
+	OP_FILE,
+	OP_BUILD,
+	OP_MERGE,
+	OP_DIFF,
+	OP_PASSTHROUGH,
+};
+
+struct llb_bytes {
+	const uint8_t *bytes;
+	size_t n;
+};
+
+/* A definition, split into its ops; all bytes are borrowed from what was decoded. */
+struct llb_definition {
+	struct llb_bytes *ops;
+	size_t n_ops;
+	struct llb_metadata_entry {
+		struct digest digest;
+		struct llb_bytes metadata;
+	} * metadata;
+	size_t n_metadata;
+	void *impl;
+};
+int llb_definition_decode(struct llb_definition *out, const void *bytes, size_t n, struct err *err);
+void llb_definition_deinit(struct llb_definition *d);
+static inline void llb_definition_deinit_scoped(struct llb_definition *d)
+{
+	llb_definition_deinit(d);
+}
+
+struct llb_pair {
+	char *key, *value;
+};
+struct llb_input {
+	struct digest digest;
+	int index;
+};
+struct llb_merge_input {
+	size_t input;	  /* checked to be one of the op's */
+	char *add, *trim; /* NULL = none */
+};
+
+/* One op. What is not decoded is still in the bytes of its vertex. */
+struct llb_op {
+	enum op_kind kind;
+	struct llb_input *inputs;
+	size_t n_inputs;
+	struct platform platform; /* normalized */
+	bool has_platform;
+	char **constraints;
+	size_t n_constraints;
+	char *label; /* display name; NULL where it is made of the inputs' (merge, diff) */
+	union {
+		struct {
+			char *identifier;
+			struct llb_pair *attrs;
+			size_t n_attrs;
+		} source;
+		struct {
+			struct llb_merge_input *inputs;
+			size_t n_inputs;
+		} merge;
+		struct {
+			ssize_t lower, upper; /* -1 = scratch */
+		} diff;
+	};
+};
+int llb_op_decode(struct llb_op *out, const struct llb_bytes *bytes, struct err *err);
+void llb_op_deinit(struct llb_op *op);
+const char *op_kind_name(enum op_kind kind);
+/* NULL when the source has no such attribute. */
+const char *llb_source_attr(const struct llb_op *op, const char *key);
+
+/* What a definition says beside the graph of a vertex; no part of its identity. */
+struct llb_metadata {
+	bool ignore_cache;
+	bool has_export_cache, export_cache;
+	struct llb_pair *descriptions;
+	size_t n_descriptions;
+	char **caps; /* required capabilities */
+	size_t n_caps;
+	char *group_id, *group_name; /* progress group; NULL = none */
+	bool group_weak;
+};
+int llb_metadata_decode(struct llb_metadata *out, const struct llb_bytes *bytes, struct err *err);
+void llb_metadata_deinit(struct llb_metadata *m);
+
+/* ------------------------------------------------------------------ the graph (graph.c) */
+
+/* An operation: one of the three interfaces of the program; sources are operations. The row of a
+ * vertex is chosen by op_ops_find when the graph is loaded. */
+struct op_ops {
+	/* Makes the results of @v. @inputs has one borrowed ref for each input edge, in order;
+	 * new references go to @outputs, v->n_outputs of them. Called at most once a vertex.
+	 * Errors: anything; the caller names the vertex. */
+	int (*run)(const struct vertex *v, struct solver *solver, struct ref *const *inputs,
+		   struct ref **outputs, struct err *err);
+};
+extern const struct op_ops op_merge;
+extern const struct op_ops source_image_op;
+extern const struct op_ops source_layout_op;
+
+struct edge {
+	struct vertex *vertex;
+	int index; /* which of its outputs */
+};
+struct vertex {
+	size_t position;	/* in its graph; inputs have smaller ones */
+	struct digest digest;	/* over bytes */
+	struct llb_bytes bytes; /* the op as it came, unknown fields too; borrowed from the graph */
+	struct llb_op op;
+	struct llb_metadata metadata;
+	struct edge *inputs; /* op.n_inputs */
+	char *name;
+	const struct op_ops *ops; /* NULL: cannot be solved */
+	size_t n_outputs;
+	struct ref **outputs; /* once solved; n_outputs */
+};
