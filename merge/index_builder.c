@@ -191,12 +191,12 @@ static int new_node(struct index_builder *b, uint32_t parent, const char *name, 
 		b->nodes.n--;
 		return -ENOMEM;
 	}
-	*n = (struct node){.parent = parent,
-			   .name = text,
-			   .inode = inode,
-			   .hash = hash,
-			   .name_len = (uint8_t)len,
-			   .flags = flags};
+	*n = (struct index_node){.parent = parent,
+				 .name = text,
+				 .inode = inode,
+				 .hash = hash,
+				 .name_len = (uint8_t)len,
+				 .flags = flags};
 	uint32_t *slot = find_slot(b, parent, name, len, hash);
 	if (*slot) {
 		struct index_node *old = &b->nodes.items[*slot - 1];

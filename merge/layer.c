@@ -158,10 +158,10 @@ static int layer_result(struct layer *l, int r, struct err *err)
 
 static int entry_of(struct layer *l, uint64_t id, uint32_t *entry, struct err *err)
 {
-	if (id < TREE_ROOT || id - TREE_ROOT >= index_count(l->made.index))
-		return err_set(err, -ENOENT, "no file has the id %llu", (unsigned long long)id);
 	*entry = (uint32_t)(id - TREE_ROOT);
-	return 0;
+	if (id >= TREE_ROOT && id - TREE_ROOT < index_count(l->made.index))
+		return 0;
+	return err_set(err, -ENOENT, "no file has the id %llu", (unsigned long long)id);
 }
 
 /* ------------------------------------------------------------------ names and metadata */
@@ -170,7 +170,7 @@ static int layer_getattr(struct tree *t, uint64_t id, struct attr *out, struct t
 			 struct err *err)
 {
 	struct layer *l = layer_of(t);
-	uint32_t entry;
+	uint32_t entry = 0;
 
 	if (id == TREE_ROOT && layer_state(l) == MAKING) {
 		*out = (struct attr){.id = TREE_ROOT,
@@ -190,7 +190,7 @@ static int layer_lookup(struct tree *t, uint64_t dir, const char *name, size_t l
 			struct attr *out, struct tree_wait *wait, struct err *err)
 {
 	struct layer *l = layer_of(t);
-	uint32_t entry, found;
+	uint32_t entry = 0, found;
 	int r = layer_need(l, wait, err);
 
 	if (r == 0)
@@ -209,7 +209,7 @@ static int layer_list(struct tree *t, uint64_t dir, uint64_t from, tree_list_fn 
 		      struct tree_wait *wait, struct err *err)
 {
 	struct layer *l = layer_of(t);
-	uint32_t entry, first, n;
+	uint32_t entry = 0, first, n;
 	int r = layer_need(l, wait, err);
 
 	if (r == 0)
@@ -237,7 +237,7 @@ static int layer_parent(struct tree *t, uint64_t dir, uint64_t *out, struct strb
 			struct err *err)
 {
 	struct layer *l = layer_of(t);
-	uint32_t entry, parent;
+	uint32_t entry = 0, parent;
 	const char *text;
 	size_t len;
 	int r = layer_need(l, NULL, err);
@@ -259,7 +259,7 @@ static int layer_parent(struct tree *t, uint64_t dir, uint64_t *out, struct strb
 static int layer_readlink(struct tree *t, uint64_t id, struct strbuf *out, struct err *err)
 {
 	struct layer *l = layer_of(t);
-	uint32_t entry;
+	uint32_t entry = 0;
 	const char *target;
 	size_t len;
 	int r = layer_need(l, NULL, err);
@@ -278,7 +278,7 @@ static int layer_readlink(struct tree *t, uint64_t id, struct strbuf *out, struc
 static int layer_xattrs(struct tree *t, uint64_t id, tree_xattr_fn fn, void *arg, struct err *err)
 {
 	struct layer *l = layer_of(t);
-	uint32_t entry;
+	uint32_t entry = 0;
 	int r = layer_need(l, NULL, err);
 
 	if (r == 0)
@@ -292,7 +292,7 @@ static int layer_xattrs(struct tree *t, uint64_t id, tree_xattr_fn fn, void *arg
 static int layer_content_digest(struct tree *t, uint64_t id, struct digest *out)
 {
 	struct layer *l = layer_of(t);
-	uint32_t entry;
+	uint32_t entry = 0;
 
 	if (layer_state(l) != READY || entry_of(l, id, &entry, NULL) < 0)
 		return -ENOENT;
@@ -408,7 +408,7 @@ static int64_t layer_read(struct tree *t, uint64_t id, uint64_t off, void *dst, 
 {
 	struct layer *l = layer_of(t);
 	struct index_content c;
-	uint32_t entry;
+	uint32_t entry = 0;
 	int r = layer_need(l, NULL, err);
 
 	if (r == 0)
@@ -432,7 +432,7 @@ static int layer_seek_data(struct tree *t, uint64_t id, uint64_t off, uint64_t *
 	struct layer *l = layer_of(t);
 	struct index_content c;
 	struct index_extent e;
-	uint32_t entry;
+	uint32_t entry = 0;
 
 	if (layer_state(l) != READY || entry_of(l, id, &entry, NULL) < 0)
 		return -ENODATA;
@@ -455,7 +455,7 @@ static int layer_open_flat(struct tree *t, uint64_t id, bool make, int *fd, stru
 	struct layer *l = layer_of(t);
 	struct index_content c;
 	struct digest digest;
-	uint32_t entry;
+	uint32_t entry = 0;
 
 	if (layer_state(l) != READY || entry_of(l, id, &entry, NULL) < 0 ||
 	    index_content(l->made.index, entry, &c) < 0 || c.is_sparse || c.size == 0 ||

@@ -270,8 +270,8 @@ static int make_from_toc(const struct layer_source *s, const struct digest *toc,
 	scoped(span_table_unref) struct span_table *table = NULL;
 	struct index_about about = {.format = LAYER_ESTARGZ, .digest = blob_desc(s->blob)->digest};
 	char key[LAYER_KEY_MAX];
-	const char *json;
-	uint64_t toc_off;
+	const char *json = NULL;
+	uint64_t toc_off = 0;
 	size_t n;
 
 	if (!b || !spans)

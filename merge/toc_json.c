@@ -44,7 +44,7 @@ static int hex_u64(const uint8_t *digits, uint64_t *out)
 	*out = 0;
 	for (size_t i = 0; i < 16; i++) {
 		uint8_t c = digits[i];
-		unsigned d = c >= '0' && c <= '9'   ? c - '0'
+		unsigned d = c >= '0' && c <= '9'   ? c - '0' + 0u
 			     : c >= 'a' && c <= 'f' ? c - 'a' + 10u
 			     : c >= 'A' && c <= 'F' ? c - 'A' + 10u
 						    : 16;
@@ -275,7 +275,7 @@ static int take_chunk(struct toc *t, const json_t *o, struct err *err)
 {
 	uint64_t off, len;
 	struct digest digest;
-	bool has_digest;
+	bool has_digest = false;
 	int r = take_u64(o, "chunkOffset", INT64_MAX, &off, err);
 
 	if (r == 0)
