@@ -168,7 +168,8 @@ int codec_reader_step(struct codec_reader *r, struct codec_io *io, struct err *e
 		return zstd_step(r, io, err);
 
 	size_t n = MIN(io->n_in, io->n_out);
-	memcpy(io->out, io->in, n);
+	if (n)
+		memcpy(io->out, io->in, n);
 	io->in += n;
 	io->n_in -= n;
 	io->out += n;

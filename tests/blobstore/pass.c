@@ -175,6 +175,8 @@ static void check_blob(struct fixture *f, enum plain_format format, size_t n_pla
 	char *path = str_printf("%s/blobs/sha256/%s", f->dir, digest_hex(&f->desc.digest, hex));
 	assert_int_equal(unlink(path), 0);
 	free(path);
+	store_close(f->store);
+	f->store = test_store(f->dir, 0);
 	struct span_table *table = NULL;
 	assert_int_equal(span_table_open(&table, f->store, "key", NULL), 0);
 	assert_int_equal(span_table_is_reframed(table), is_reframed);
