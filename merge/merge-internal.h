@@ -118,7 +118,7 @@ void folder_cache_set_list(struct folder_cache *c, struct folder *f, struct fold
 /* One name of an input's add path. */
 struct add_step {
 	uint32_t off, len; /* in the path */
-	uint64_t id; /* of the made-up parent with this name; 0 for the last, which is the input's root */
+	uint64_t id; /* of the made-up parent so named; 0 for the last, the input's root */
 };
 enum root_opaque { ROOT_OPAQUE_UNKNOWN = 0, ROOT_OPAQUE_NO, ROOT_OPAQUE_YES };
 struct input {
