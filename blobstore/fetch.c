@@ -41,7 +41,7 @@
 #define STREAMS_MAX 6
 #define CONNECTIONS_KEPT 64
 #define CONNECT_MS 3000
-#define STALL_NS (10 * NS_PER_S)
+#define STALL_MS 10000
 #define DEADLINE_MS 60000
 /* A body that nobody wants is read to its end when it is this short, to keep the connection. */
 #define IGNORE_MAX (64u << 10)
@@ -85,6 +85,9 @@ struct net {
 	struct exchanges active;
 	unsigned n_active;
 	uint64_t seed;
+	double credit; /* bytes that may be received now; below 0 = overdrawn */
+	uint64_t credit_ns;
+	struct net_timer rate_timer;
 
 	_Atomic uint64_t n_requests, n_bytes;
 };
@@ -364,6 +367,61 @@ void exchange_overloaded(struct exchange *x)
 		x->host->places[kind] = MAX(x->host->places[kind] / 2, 1u);
 }
 
+/* ------------------------------------------------------------------ the rate
+ *
+ * All exchanges draw on one account that max_rate fills. It may be overdrawn by one piece; then who
+ * has a piece to give is paused until the account is filled again. curl's own bound is no use here:
+ * it is per transfer, and lets a second's worth through at the start. */
+
+static void net_earn(struct net *net)
+{
+	uint64_t now = now_ns();
+	double most = (double)net->options.max_rate / 20;
+
+	net->credit += (double)(now - net->credit_ns) / 1e9 * (double)net->options.max_rate;
+	net->credit = MIN(net->credit, most);
+	net->credit_ns = now;
+}
+
+/* False: nothing left; the timer runs. */
+static bool net_spend(struct net *net, size_t n)
+{
+	net_earn(net);
+	if (net->credit > 0) {
+		net->credit -= (double)n;
+		return true;
+	}
+	double seconds = (1 - net->credit) / (double)net->options.max_rate;
+	net_timer_set(net, &net->rate_timer, net->credit_ns + (uint64_t)(seconds * 1e9));
+	return false;
+}
+
+static void exchange_finished(struct exchange *x, CURLcode code);
+
+/* Lets the paused go on in turn, as far as the account goes; each may pause again. */
+static void net_rate_timer(struct net_timer *timer)
+{
+	struct net *net = containerof(timer, struct net, rate_timer);
+	unsigned n = net->n_active;
+
+	net_earn(net);
+	for (; n && net->credit > 0 && !TAILQ_EMPTY(&net->active); n--) {
+		struct exchange *x = TAILQ_FIRST(&net->active);
+		TAILQ_REMOVE(&net->active, x, link);
+		TAILQ_INSERT_TAIL(&net->active, x, link);
+		if (!x->is_paused)
+			continue;
+		x->is_paused = false;
+		CURLcode code = curl_easy_pause(x->easy, CURLPAUSE_CONT);
+		if (code != CURLE_OK)
+			exchange_finished(x, code);
+	}
+	struct exchange *x;
+	TAILQ_FOREACH (x, &net->active, link)
+		if (x->is_paused)
+			net_spend(net, 0);
+}
+
 /* ------------------------------------------------------------------ the answer */
 
 static void exchange_clear_answer(struct exchange *x)
@@ -480,10 +538,15 @@ static size_t on_header(char *bytes, size_t size, size_t n, void *arg)
 static size_t on_body(char *bytes, size_t size, size_t n, void *arg)
 {
 	struct exchange *x = arg;
+	struct net *net = x->net;
 	size_t all = size * n;
 
 	x->last_ns = now_ns();
-	atomic_fetch_add(&x->net->n_bytes, all);
+	if (net->options.max_rate && !net_spend(net, all)) {
+		x->is_paused = true;
+		return CURL_WRITEFUNC_PAUSE; /* it comes again */
+	}
+	atomic_fetch_add(&net->n_bytes, all);
 	if (x->is_ignoring) {
 		x->n_ignored += all;
 		return x->n_ignored > IGNORE_MAX ? exchange_stop(x, 0) : all;
@@ -493,18 +556,6 @@ static size_t on_body(char *bytes, size_t size, size_t n, void *arg)
 }
 
 /* ------------------------------------------------------------------ starting and ending */
-
-/* curl's bound is per transfer; theirs is shared out anew whenever their number changes. */
-static void net_share_rate(struct net *net)
-{
-	struct exchange *x;
-
-	if (!net->options.max_rate || !net->n_active)
-		return;
-	curl_off_t share = (curl_off_t)MAX(net->options.max_rate / net->n_active, UINT64_C(1));
-	TAILQ_FOREACH (x, &net->active, link)
-		curl_easy_setopt(x->easy, CURLOPT_MAX_RECV_SPEED_LARGE, share);
-}
 
 /* Off whatever list it is on. */
 static void exchange_detach(struct exchange *x)
@@ -519,7 +570,6 @@ static void exchange_detach(struct exchange *x)
 		TAILQ_REMOVE(&net->active, x, link);
 		x->host->n_active[exchange_kind(x)]--;
 		net->n_active--;
-		net_share_rate(net);
 	}
 	curl_easy_cleanup(x->easy);
 	curl_slist_free_all(x->headers);
@@ -556,6 +606,11 @@ static void exchange_distrust_http2(struct exchange *x, CURLcode code)
 		x->host->is_http1 = true;
 }
 
+static uint64_t exchange_stall_ns(const struct exchange *x)
+{
+	return (x->stall_ms ? x->stall_ms : STALL_MS) * NS_PER_MS;
+}
+
 static void exchange_timer(struct net_timer *timer)
 {
 	struct exchange *x = containerof(timer, struct exchange, timer);
@@ -570,15 +625,15 @@ static void exchange_timer(struct net_timer *timer)
 		exchange_done(x, r, &err);
 		return;
 	}
-	if (now_ns() < x->last_ns + STALL_NS) {
-		net_timer_set(x->net, &x->timer, x->last_ns + STALL_NS);
+	uint64_t until = (x->is_paused ? now_ns() : x->last_ns) + exchange_stall_ns(x);
+	if (now_ns() < until) {
+		net_timer_set(x->net, &x->timer, until);
 		return;
 	}
 	exchange_distrust_http2(x, CURLE_OK);
 	x->is_transient = true;
-	err_set(&err, -ETIMEDOUT, "%s: nothing came for %llu s",
-		url_host_text(x->url, host, sizeof(host)),
-		(unsigned long long)(STALL_NS / NS_PER_S));
+	err_set(&err, -ETIMEDOUT, "%s: nothing came for %.1f s",
+		url_host_text(x->url, host, sizeof(host)), (double)exchange_stall_ns(x) / 1e9);
 	exchange_done(x, -ETIMEDOUT, &err);
 }
 
@@ -588,7 +643,7 @@ void exchange_start(struct net *net, struct exchange *x)
 	x->net = net;
 	x->n_ignored = 0;
 	x->result = 0;
-	x->has_head = x->is_ignoring = x->is_ended = false;
+	x->has_head = x->is_ignoring = x->is_ended = x->is_paused = false;
 	x->timer.fn = exchange_timer;
 	x->host = NULL;
 	if (net->options.offline)
@@ -697,10 +752,9 @@ static void exchange_activate(struct exchange *x)
 	TAILQ_INSERT_TAIL(&net->active, x, link);
 	x->host->n_active[kind]++;
 	net->n_active++;
-	net_share_rate(net);
 	atomic_fetch_add(&net->n_requests, 1);
 	x->last_ns = now_ns();
-	net_timer_set(net, &x->timer, x->last_ns + STALL_NS);
+	net_timer_set(net, &x->timer, x->last_ns + exchange_stall_ns(x));
 }
 
 static void net_start_queued(struct net *net)
@@ -884,6 +938,8 @@ static int net_init(struct net *net, const struct net_options *options, struct e
 	if (!net->options.deadline_ms)
 		net->options.deadline_ms = DEADLINE_MS;
 	net->wake_ns = UINT64_MAX;
+	net->rate_timer.fn = net_rate_timer;
+	net->credit_ns = now_ns();
 	TAILQ_INIT(&net->inbox);
 	TAILQ_INIT(&net->active);
 	if (getrandom(&net->seed, sizeof(net->seed), GRND_NONBLOCK) != sizeof(net->seed))
@@ -942,6 +998,11 @@ int net_new(struct net **out, const struct net_options *options, struct err *err
 	pthread_setname_np(net->thread, "network");
 	*out = net;
 	return 0;
+}
+
+uint64_t net_deadline_ms(const struct net *net)
+{
+	return net->options.deadline_ms;
 }
 
 void net_free(struct net *net)

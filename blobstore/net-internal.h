@@ -70,6 +70,7 @@ struct exchange {
 	bool is_stream;	     /* long: takes a place among the streams, not among the small reads */
 	bool is_fresh;	     /* do not use a connection that is open already */
 	unsigned connect_ms; /* bound on name, connection and TLS; 0 = 3000 */
+	unsigned stall_ms;   /* and on silence after that; 0 = 10000 */
 	/* The status and the headers are here. 0 = send me the body, 1 = not interested; a negative
 	 * errno ends the exchange. */
 	int (*head)(struct exchange *x);
@@ -98,7 +99,7 @@ struct exchange {
 	uint64_t last_ns;	    /* when something was last heard */
 	uint64_t n_ignored;	    /* bytes of a body that nobody wants */
 	int result;		    /* of the callback that ended it, or of a start that failed */
-	bool has_head, is_ignoring, is_ended;
+	bool has_head, is_ignoring, is_paused, is_ended;
 };
 void exchange_start(struct net *net, struct exchange *x);
 /* Ends it without done; nothing when it does not run. */

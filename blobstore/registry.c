@@ -37,6 +37,7 @@
 #define UNREACHABLE_MAX 3 /* attempts for a manifest: someone is waiting at a terminal */
 #define SMALL_BLOB_MAX (64u << 20)
 #define CONNECT_MS 3000u
+#define STALL_MS 10000u
 
 static const char manifest_types[] = "application/vnd.oci.image.index.v1+json, "
 				     "application/vnd.oci.image.manifest.v1+json, "
@@ -581,6 +582,8 @@ static void get_send(struct get *g)
 	x->range_last = g->end - 1;
 	x->is_stream = g->is_stream;
 	x->connect_ms = CONNECT_MS << MIN(g->attempt, 2u);
+	/* A short deadline still leaves time for another try. */
+	x->stall_ms = (unsigned)MIN(g->patience_ns / 4 / NS_PER_MS + 1, (uint64_t)STALL_MS);
 	x->head = get_head;
 	x->data = get_data;
 	x->done = get_done;
