@@ -63,15 +63,16 @@ static inline void test_registry_start(struct test_registry *r, char *const *opt
 	int in[2], out[2];
 	posix_spawn_file_actions_t files;
 	char line[128] = "";
-	char *argv[16] = {(char *)"/usr/bin/python3", getenv("TEST_REGISTRY"),
-			  (char *)"--watch-stdin"};
-	int n = 3;
+	const char *tests = getenv("TEST_SOURCE");
 
-	if (!argv[1])
-		fail_msg("TEST_REGISTRY must name tests/registry.py");
+	if (!tests)
+		fail_msg("TEST_SOURCE must name the folder of the tests");
 	r->dir = test_dir();
 	make_layout(r->dir);
+	scoped(free) char *program = str_printf("%s/registry.py", tests);
 	scoped(free) char *layout = str_printf("team/app=%s", r->dir);
+	char *argv[16] = {(char *)"/usr/bin/python3", program, (char *)"--watch-stdin"};
+	int n = 3;
 	while (options && *options)
 		argv[n++] = *options++;
 	argv[n] = layout;
