@@ -216,14 +216,17 @@ static int read_registry(const struct origin *o, const struct desc *desc, bool i
 			 struct strbuf *body, struct err *err)
 {
 	char text[DIGEST_TEXT_MAX];
+	scoped(free) char *media_type = NULL;
 	size_t before = body->len;
-	int r = is_manifest ? registry_get_manifest(o->registry, digest_text(&desc->digest, text),
-						    body, NULL, err)
-			    : registry_get_blob(o->registry, desc, body, err);
-	if (r < 0 || !o->store || body->failed)
-		return r;
-	struct digest digest;
-	return store_put_blob(o->store, body->data + before, body->len - before, &digest, err);
+	int r;
+	if (is_manifest)
+		r = registry_get_manifest(o->registry, digest_text(&desc->digest, text), body,
+					  &media_type, err);
+	else
+		r = registry_get_blob(o->registry, desc, body, err);
+	if (r == 0 && !body->failed)
+		origin_keep(o, body->data + before, body->len - before);
+	return r;
 }
 
 int origin_read(const struct origin *o, const struct desc *desc, bool is_manifest,

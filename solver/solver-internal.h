@@ -192,10 +192,16 @@ int source_archive_resolve(struct solver *solver, const char *text, const struct
 int image_from_root(struct ref **out, const char *name, const struct origin *origin,
 		    const struct desc *root, const struct strbuf *body,
 		    const struct platform *platform, struct err *err);
-/* The entry that a layout's index.json has for @tag, NULL = none was given. Errors: -ENOENT, with
- * the tags that there are. */
+/* index.json of a layout. */
+int layout_index_parse(struct manifest *out, const struct strbuf *json, struct err *err);
+/* The entry that @index has for @tag, NULL = none was given. Errors: -ENOENT, with the tags that
+ * there are. */
 int layout_choose(struct desc *out, const struct manifest *index, const char *tag,
 		  const struct platform *platform, struct err *err);
+static inline void desc_deinit_scoped(struct desc *desc)
+{
+	desc_deinit(desc);
+}
 
 /* ------------------------------------------------------------------ definitions (llb.c) */
 
@@ -304,6 +310,11 @@ struct op_ops {
 extern const struct op_ops op_merge;
 extern const struct op_ops source_image_op;
 extern const struct op_ops source_layout_op;
+/* What @v wants images to be for. */
+const struct platform *vertex_platform(const struct vertex *v, const struct solver *solver);
+/* @ref, or as many of its first layers as attribute @key says. New reference. */
+int image_limit(struct ref **out, struct ref *ref, const struct vertex *v, const char *key,
+		struct err *err);
 
 struct edge {
 	struct vertex *vertex;

@@ -273,26 +273,20 @@ static int resolve_oci(struct solver *solver, const char *text, const struct arc
 		r = read_member(a, m, &body, err);
 	if (r < 0)
 		return err_wrap(err, r, "%s", text);
-	r = manifest_parse(&index, body.data, body.len, NULL, err);
-	if (r == 0 && index.kind != MANIFEST_INDEX)
-		r = err_set(err, -EBADMSG, "no index");
-	if (r < 0)
-		return err_wrap(err, r, "%s: index.json", text);
-	r = make_remote(a, &remote, err);
+	r = layout_index_parse(&index, &body, err);
+	if (r == 0)
+		r = make_remote(a, &remote, err);
 	if (r == 0)
 		r = add_blobs(a, remote, err);
-	struct desc root = {0};
+	scoped(desc_deinit) struct desc root = {0};
 	if (r == 0)
 		r = layout_choose(&root, &index, tag, platform, err);
 	const struct origin origin = {.store = solver->options.store, .remote = remote};
 	if (r == 0)
 		r = origin_read(&origin, &root, true, &root_body, err);
 	if (r < 0)
-		err_wrap(err, r, "%s", text);
-	else
-		r = image_from_root(out, text, &origin, &root, &root_body, platform, err);
-	desc_deinit(&root);
-	return r;
+		return err_wrap(err, r, "%s", text);
+	return image_from_root(out, text, &origin, &root, &root_body, platform, err);
 }
 
 /* ------------------------------------------------------------------ docker save */

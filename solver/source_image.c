@@ -1,22 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
 /*
- * Images: from a name to a manifest to a ref. Nothing is downloaded but the manifest, and the index
- * before it when there is one.
- *
- *	registry     by tag: one GET, and what came is named by its own digest; by digest: none at
- *	             all when the store has it. With tag and digest the digest counts.
- *	oci-layout   index.json says which manifest has which tag; everything is read in place.
+ * Images of registries: from a name to a manifest to a ref. Nothing is downloaded but the manifest,
+ * and the index before it when there is one. By tag that is one GET, and what comes is named by its
+ * own digest; by digest it is none at all when the store has it. With tag and digest the digest
+ * counts.
  *
  * What a tag meant, and the documents behind it, stay in the store. When the registry cannot be
  * reached (or must not be: --offline) the tag means what it meant last, with a warning: an image
  * whose layers are here can be mounted without network. When the registry answers that there is no
  * such image, or not for us, that answer counts.
  */
-
-#include <fcntl.h>
-#include <stdio.h>
-#include <unistd.h>
 
 #include "blobstore/base.h"
 #include "blobstore/blobstore.h"
@@ -146,6 +140,7 @@ static int get_registry(struct solver *solver, const struct image_name *name, st
 struct root {
 	struct desc desc;
 	struct strbuf body;
+	bool is_new; /* came from the registry just now */
 };
 
 static void root_deinit(struct root *root)
@@ -172,10 +167,9 @@ static int root_by_digest(struct root *root, const struct origin *origin, const 
 	if (!origin->registry)
 		return err_set(err, -ENETUNREACH, "%s is not in the store, and there is no network",
 			       text);
-	r = registry_get_manifest(origin->registry, text, &root->body, &root->desc.media_type, err);
-	if (r == 0)
-		origin_keep(origin, root->body.data, root->body.len);
-	return r;
+	root->is_new = true;
+	return registry_get_manifest(origin->registry, text, &root->body, &root->desc.media_type,
+				     err);
 }
 
 /* What @key meant last. Errors: -ENOENT. */
@@ -205,8 +199,8 @@ static bool is_network_error(int r)
 	}
 }
 
-static int root_ask(struct root *root, const struct origin *origin, const char *key,
-		    const char *tag, struct err *err)
+static int root_ask(struct root *root, const struct origin *origin, const char *tag,
+		    struct err *err)
 {
 	if (!origin->registry)
 		return err_set(err, -ENETUNREACH, "there is no network to ask for it");
@@ -215,12 +209,20 @@ static int root_ask(struct root *root, const struct origin *origin, const char *
 	if (r < 0)
 		return r;
 	digest_bytes(&root->desc.digest, root->body.data, root->body.len);
+	root->is_new = true;
+	return 0;
+}
+
+/* Keeps what came, and what the tag means (@key, else NULL), for when the registry is gone. */
+static void root_keep(const struct root *root, const struct origin *origin, const char *key)
+{
+	if (!root->is_new)
+		return;
 	origin_keep(origin, root->body.data, root->body.len);
 	struct err why = {0};
-	r = store_remember_name(origin->store, key, &root->desc.digest, &why);
+	int r = !key ? 0 : store_remember_name(origin->store, key, &root->desc.digest, &why);
 	if (r < 0)
 		log_warn("cannot keep what %s means: %s", key, err_text(&why, r));
-	return 0;
 }
 
 static int root_by_tag(struct root *root, const struct solver *solver, const struct origin *origin,
@@ -229,7 +231,7 @@ static int root_by_tag(struct root *root, const struct solver *solver, const str
 	if (prefer_store && root_recall(root, origin, key, NULL) == 0)
 		return 0;
 	struct err why = {0};
-	int r = root_ask(root, origin, key, tag, &why);
+	int r = root_ask(root, origin, tag, &why);
 	if (r == 0)
 		return 0;
 	strbuf_clear(&root->body);
@@ -269,7 +271,10 @@ static int resolve_name(struct solver *solver, const char *text, const struct im
 			       digest_text(&root.desc.digest, is),
 			       digest_text(request->checksum, want));
 	}
-	return image_from_root(out, text, &origin, &root.desc, &root.body, request->platform, err);
+	r = image_from_root(out, text, &origin, &root.desc, &root.body, request->platform, err);
+	if (r == 0)
+		root_keep(&root, &origin, name->digest ? NULL : key);
+	return r;
 }
 
 /* An image that this solver has resolved before; NULL when it has not. */
@@ -318,195 +323,23 @@ int source_image_resolve(struct solver *solver, const char *text,
 	return r;
 }
 
-/* ------------------------------------------------------------------ layouts */
+/* ------------------------------------------------------------------ as operations */
 
-#define REF_NAME "org.opencontainers.image.ref.name"
-
-/* True when an entry of index.json goes by @tag: tools write the tag alone, or the whole name. */
-static bool has_tag(const struct desc *desc, const char *tag)
+int image_limit(struct ref **out, struct ref *ref, const struct vertex *v, const char *key,
+		struct err *err)
 {
-	const char *ref = desc_annotation(desc, REF_NAME);
-	const char *colon = ref ? strrchr(ref, ':') : NULL;
-	if (!ref)
-		return false;
-	return strcmp(ref, tag) == 0 ||
-	       (colon && !strchr(colon, '/') && strcmp(colon + 1, tag) == 0);
-}
-
-static void list_tags(struct strbuf *out, const struct manifest *index)
-{
-	for (size_t i = 0; i < index->n_entries && out->len < 300; i++) {
-		const char *ref = desc_annotation(&index->entries[i].desc, REF_NAME);
-		if (!ref)
-			continue;
-		strbuf_puts(out, out->len ? ", " : "");
-		strbuf_puts(out, ref);
-	}
-}
-
-/* The entries that @tag means; with NULL those without any tag. */
-static size_t select_entries(struct index_entry *out, const struct manifest *index, const char *tag)
-{
-	size_t n = 0;
-	for (size_t i = 0; i < index->n_entries; i++) {
-		const struct index_entry *e = &index->entries[i];
-		if (e->is_attestation)
-			continue;
-		if (tag ? has_tag(&e->desc, tag) : !desc_annotation(&e->desc, REF_NAME))
-			out[n++] = *e; /* borrowed: never deinitialised */
-	}
-	return n;
-}
-
-static size_t select_images(struct index_entry *out, const struct manifest *index)
-{
-	size_t n = 0;
-	for (size_t i = 0; i < index->n_entries; i++)
-		if (!index->entries[i].is_attestation)
-			out[n++] = index->entries[i];
-	return n;
-}
-
-/* One image may be listed under several names. */
-static bool are_one(const struct index_entry *entries, size_t n)
-{
-	for (size_t i = 1; i < n; i++)
-		if (!digest_equal(&entries[i].desc.digest, &entries[0].desc.digest))
-			return false;
-	return true;
-}
-
-int layout_choose(struct desc *out, const struct manifest *index, const char *tag,
-		  const struct platform *platform, struct err *err)
-{
-	scoped(free) struct index_entry *found = calloc(index->n_entries + 1, sizeof(*found));
-	if (!found)
-		return no_memory(err);
-	size_t n;
-	if (tag) {
-		n = select_entries(found, index, tag);
-	} else {
-		/* The only one; else the one called latest; else one image for many platforms. */
-		n = select_images(found, index);
-		if (n > 1 && !are_one(found, n))
-			n = select_entries(found, index, "latest");
-		if (n == 0)
-			n = select_entries(found, index, NULL);
-	}
-	if (n == 0) {
-		scoped(strbuf_free) struct strbuf tags = {0};
-		list_tags(&tags, index);
-		return err_set(err, -ENOENT, "no image \"%s\": there is %s", tag ? tag : "latest",
-			       tags.len ? tags.data : "none with a tag");
-	}
-	const struct index_entry *entry = &found[0];
-	int r = are_one(found, n) ? 0 : manifest_choose(found, n, platform, &entry, err);
-	if (r < 0)
-		return r;
-	return desc_copy(out, &entry->desc) < 0 ? no_memory(err) : 0;
-}
-
-/* Reads @dir/@path whole. */
-static int read_layout_file(const char *dir, const char *path, struct strbuf *out, struct err *err)
-{
-	scoped(free) char *full = str_printf("%s/%s", dir, path);
-	if (!full)
-		return no_memory(err);
-	int r = read_file(AT_FDCWD, full, MANIFEST_MAX, out);
-	if (r == 0 && out->failed)
-		return no_memory(err);
-	return r < 0 ? err_set(err, r, "%s: %s", full, strerror(-r)) : 0;
-}
-
-/* The root document by its digest alone: its size is that of its file. */
-static int layout_by_digest(struct root *root, const char *dir, const char *digest, struct err *err)
-{
-	int r = digest_parse(&root->desc.digest, digest, err);
-	if (r < 0)
-		return r;
-	char hex[DIGEST_HEX_MAX], path[16 + DIGEST_HEX_MAX];
-	snprintf(path, sizeof(path), "blobs/sha256/%s", digest_hex(&root->desc.digest, hex));
-	r = read_layout_file(dir, path, &root->body, err);
-	if (r < 0)
-		return r;
-	struct digest is;
-	digest_bytes(&is, root->body.data, root->body.len);
-	if (!digest_equal(&is, &root->desc.digest))
-		return err_set(err, -EBADMSG, "%s/%s does not match its name", dir, path);
+	const char *text = llb_source_attr(&v->op, key);
+	const struct ref_layer *layers;
+	uint64_t limit = UINT64_MAX;
+	if (text && (parse_u64(text, &limit) < 0 || limit == 0))
+		return err_set(err, -EBADMSG, "%s=%.40s: want a number above 0", key, text);
+	if (limit < ref_layers(ref, &layers))
+		return ref_slice(out, ref, 0, limit - 1, err);
+	*out = ref_ref(ref);
 	return 0;
 }
 
-static int layout_by_tag(struct root *root, const struct origin *origin, const char *dir,
-			 const char *tag, const struct platform *platform, struct err *err)
-{
-	scoped(strbuf_free) struct strbuf body = {0};
-	int r = read_layout_file(dir, "index.json", &body, err);
-	if (r < 0)
-		return r;
-	scoped(manifest_deinit) struct manifest index = {0};
-	r = manifest_parse(&index, body.data, body.len, NULL, err);
-	if (r == 0 && index.kind != MANIFEST_INDEX)
-		r = err_set(err, -EBADMSG, "no index");
-	if (r < 0)
-		return err_wrap(err, r, "%s/index.json", dir);
-	r = layout_choose(&root->desc, &index, tag, platform, err);
-	return r < 0 ? r : origin_read(origin, &root->desc, true, &root->body, err);
-}
-
-int source_layout_resolve(struct solver *solver, const char *name, const char *dir, const char *tag,
-			  const char *digest, const struct image_request *request, struct ref **out,
-			  struct err *err)
-{
-	scoped(remote_unref) struct remote *remote = NULL;
-	scoped(root_deinit) struct root root = {0};
-	/* The server of a mount works elsewhere. */
-	scoped(free) char *real = realpath(dir, NULL);
-	if (!real)
-		return err_errno(err, "%s: %s", name, dir);
-	int r = remote_layout_new(&remote, real, err);
-	if (r < 0)
-		return err_wrap(err, r, "%s", name);
-	const struct origin origin = {.store = solver->options.store, .remote = remote};
-	if (digest)
-		r = layout_by_digest(&root, real, digest, err);
-	else
-		r = layout_by_tag(&root, &origin, real, tag, request->platform, err);
-	if (r < 0)
-		return err_wrap(err, r, "%s", name);
-	return image_from_root(out, name, &origin, &root.desc, &root.body, request->platform, err);
-}
-
-/* ------------------------------------------------------------------ as operations */
-
-/* The first layers of an image, as attribute @key limits them. */
-static int limit_layers(struct ref **ref, const struct vertex *v, const char *key, struct err *err)
-{
-	const char *text = llb_source_attr(&v->op, key);
-	uint64_t limit;
-	if (!text)
-		return 0;
-	if (parse_u64(text, &limit) < 0 || limit == 0)
-		return err_set(err, -EBADMSG, "%s=%.40s: want a number above 0", key, text);
-	const struct ref_layer *layers;
-	if (limit >= ref_layers(*ref, &layers))
-		return 0;
-	scoped(ref_unref) struct ref *whole = take(*ref);
-	return ref_slice(ref, whole, 0, limit - 1, err);
-}
-
-/* Hands on what was resolved, limited. Takes @ref. */
-static int output(struct ref *ref, const struct vertex *v, const char *key, struct ref **out,
-		  struct err *err)
-{
-	int r = limit_layers(&ref, v, key, err);
-	if (r < 0)
-		ref_unref(ref);
-	else
-		*out = ref;
-	return r;
-}
-
-static const struct platform *platform_of(const struct vertex *v, const struct solver *solver)
+const struct platform *vertex_platform(const struct vertex *v, const struct solver *solver)
 {
 	return v->op.has_platform ? &v->op.platform : &solver->options.platform;
 }
@@ -522,48 +355,13 @@ static int run_image(const struct vertex *v, struct solver *solver, struct ref *
 	if (r < 0)
 		return err_wrap(err, r, "image.checksum");
 	const struct image_request request = {
-		.platform = platform_of(v, solver),
+		.platform = vertex_platform(v, solver),
 		.prefer_store = mode && strcmp(mode, "local") == 0,
 		.checksum = checksum_text ? &checksum : NULL,
 	};
-	struct ref *ref;
+	scoped(ref_unref) struct ref *ref = NULL;
 	r = source_image_resolve(solver, name, &request, &ref, err);
-	return r < 0 ? r : output(ref, v, "image.layerlimit", &outputs[0], err);
-}
-
-/* The folder that the command line gave for attribute oci.store. */
-static const char *layout_dir(const struct solver *solver, const char *name)
-{
-	for (size_t i = 0; i < solver->options.n_layouts; i++)
-		if (strcmp(solver->options.layouts[i].name, name) == 0)
-			return solver->options.layouts[i].dir;
-	return NULL;
-}
-
-static int run_layout(const struct vertex *v, struct solver *solver, struct ref *const *inputs,
-		      struct ref **outputs, struct err *err)
-{
-	/* The name before tag and digest means nothing: the folder is that of oci.store. */
-	const char *identifier = v->op.source.identifier;
-	scoped(image_name_deinit) struct image_name name = {0};
-	int r = image_name_parse(&name, identifier + strlen("oci-layout://"), err);
-	if (r < 0)
-		return r;
-	const char *store = llb_source_attr(&v->op, "oci.store");
-	const char *dir = store ? layout_dir(solver, store) : NULL;
-	if (!store)
-		return err_set(err, -EBADMSG, "an oci-layout source without oci.store");
-	if (!dir)
-		return err_set(err, -ENOENT,
-			       "no folder was given for the layout \"%s\": say "
-			       "--oci-layout %s=DIR",
-			       store, store);
-	const struct image_request request = {.platform = platform_of(v, solver)};
-	struct ref *ref;
-	r = source_layout_resolve(solver, identifier, dir, name.tag, name.digest, &request, &ref,
-				  err);
-	return r < 0 ? r : output(ref, v, "oci.layerlimit", &outputs[0], err);
+	return r < 0 ? r : image_limit(&outputs[0], ref, v, "image.layerlimit", err);
 }
 
 const struct op_ops source_image_op = {.run = run_image};
-const struct op_ops source_layout_op = {.run = run_layout};
