@@ -164,6 +164,8 @@ int union_find_all(struct union_tree *u, struct folder *f, uint64_t from, tree_l
 int union_up(struct union_tree *u, uint64_t id, uint64_t *up, struct strbuf *name,
 	     struct tree_wait *wait, struct err *err);
 
+/* While @t is a union and the node is an input's: that input, and the node's id there. Borrowed. */
+void union_origin(struct tree **t, uint64_t *id);
 /* For tests: how much a union may keep. */
 void union_limit_cache(struct tree *t, size_t max_folders, size_t max_list_bytes);
 

@@ -547,6 +547,19 @@ int union_new(struct tree **out, const struct union_input *inputs, size_t n, boo
 	return 0;
 }
 
+void union_origin(struct tree **t, uint64_t *id)
+{
+	while ((*t)->ops == &union_ops) {
+		uint64_t inner;
+		struct input *in = input_of(union_tree(*t), *id, &inner);
+
+		if (!in)
+			return;
+		*t = in->tree;
+		*id = inner;
+	}
+}
+
 void union_limit_cache(struct tree *t, size_t max_folders, size_t max_list_bytes)
 {
 	folder_cache_limit(&union_tree(t)->cache, max_folders, max_list_bytes);
