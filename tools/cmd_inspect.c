@@ -1,3 +1,312 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
-#include "blobstore/base.h"
+/*
+ * inspect: what a reference is made of, as one JSON object. Manifests and the config are fetched,
+ * no layers are opened.
+ */
+
+#include "tools/tools.h"
+
+#include <fcntl.h>
+#include <jansson.h>
+#include <unistd.h>
+
+#define DEFINITION_MAX (256u << 20)
+
+/* ------------------------------------------------------------------ refs */
+
+/* What the descriptor says of a layer; opening it may find more. */
+static enum layer_format layer_format_told(const struct desc *desc)
+{
+	const char *type = desc->media_type ? desc->media_type : "";
+
+	if (desc_annotation(desc, "containerd.io/snapshot/stargz/toc.digest"))
+		return LAYER_ESTARGZ;
+	if (str_ends(type, "gzip"))
+		return LAYER_GZIP;
+	if (str_ends(type, "zstd"))
+		return LAYER_ZSTD;
+	return str_ends(type, "tar") ? LAYER_TAR : LAYER_UNKNOWN;
+}
+
+static void inspect_digest(struct strbuf *s, const char *key, const struct digest *digest)
+{
+	char text[DIGEST_TEXT_MAX];
+	bool is_known = digest && !digest_is_zero(digest);
+
+	json_pair(s, key, is_known ? digest_text(digest, text) : NULL);
+}
+
+static void inspect_open(struct strbuf *s)
+{
+	strbuf_puts(s, s->data[s->len - 1] == '[' ? "{" : ",{");
+}
+
+static void inspect_image_layers(struct strbuf *s, const struct ref *ref)
+{
+	const struct ref_layer *layers;
+	size_t n = ref_layers(ref, &layers);
+
+	for (size_t i = 0; i < n; i++) {
+		const struct desc *desc = &layers[i].desc;
+
+		inspect_open(s);
+		inspect_digest(s, "digest", &desc->digest);
+		inspect_digest(s, "diff_id", &layers[i].diff_id);
+		json_pair(s, "media_type", desc->media_type);
+		json_u64(s, "size", desc->size);
+		json_pair(s, "format", layer_format_name(layer_format_told(desc)));
+		strbuf_putc(s, '}');
+	}
+}
+
+static void inspect_dir_layer(struct strbuf *s, const struct ref *ref)
+{
+	inspect_open(s);
+	json_pair(s, "digest", NULL);
+	json_pair(s, "diff_id", NULL);
+	json_pair(s, "media_type", NULL);
+	json_u64(s, "size", 0);
+	json_pair(s, "format", layer_format_name(LAYER_LOCAL));
+	json_pair(s, "dir", ref_dir(ref));
+	strbuf_putc(s, '}');
+}
+
+/* All layers under @top, lowest first; a stack, for a definition may nest merges as it likes. */
+static int inspect_layers(struct strbuf *s, struct ref *top, struct err *err)
+{
+	vec(struct ref *) todo = {0};
+	struct ref **slot = vec_push(&todo);
+	const struct ref_part *parts;
+	int r = slot ? 0 : -ENOMEM;
+
+	if (slot)
+		*slot = top;
+	while (r == 0 && todo.n) {
+		struct ref *ref = todo.items[--todo.n];
+		size_t n = ref_parts(ref, &parts);
+
+		if (ref_kind(ref) == REF_IMAGE) {
+			r = ref_need_diff_ids(ref, err);
+			r = r == -ENOENT ? 0 : r;
+			inspect_image_layers(s, ref);
+		} else if (ref_kind(ref) == REF_DIR) {
+			inspect_dir_layer(s, ref);
+		}
+		for (size_t i = n; r == 0 && i > 0; i--) {
+			slot = vec_push(&todo);
+			if (slot)
+				*slot = parts[i - 1].ref;
+			else
+				r = -ENOMEM;
+		}
+	}
+	vec_free(&todo);
+	return r;
+}
+
+/* The config of an image, NULL where there is none. */
+static int inspect_config(json_t **out, struct ref *ref, struct err *err)
+{
+	scoped(strbuf_free) struct strbuf text = {0};
+	json_error_t wrong;
+	int r = ref_kind(ref) == REF_IMAGE ? ref_config(ref, &text, err) : -ENOENT;
+
+	*out = NULL;
+	if (r == -ENOENT)
+		return 0;
+	if (r < 0)
+		return r;
+	*out = json_loadb(text.data, text.len, JSON_REJECT_DUPLICATES, &wrong);
+	if (!*out)
+		return err_set(err, -EBADMSG, "the config of %s: %s", ref_name(ref), wrong.text);
+	return 0;
+}
+
+/* As the index says, else as the config does. */
+static void inspect_platform(struct strbuf *s, const struct ref *ref, const json_t *config)
+{
+	const struct platform *platform = ref_platform(ref);
+	const char *os = json_string_value(json_object_get(config, "os"));
+	const char *arch = json_string_value(json_object_get(config, "architecture"));
+	const char *variant = json_string_value(json_object_get(config, "variant"));
+	scoped(free) char *text = NULL;
+	char buf[100];
+
+	if (!platform && os && arch)
+		text = str_printf("%s/%s%s%s", os, arch, variant && *variant ? "/" : "",
+				  variant ? variant : "");
+	json_pair(s, "platform", platform ? platform_text(platform, buf) : text);
+}
+
+static void inspect_parts(struct strbuf *s, const struct ref *ref)
+{
+	const struct ref_part *parts;
+	size_t n = ref_parts(ref, &parts);
+
+	json_key(s, "parts");
+	strbuf_putc(s, '[');
+	for (size_t i = 0; i < n; i++) {
+		inspect_open(s);
+		json_pair(s, "ref", ref_name(parts[i].ref));
+		json_pair(s, "trim", parts[i].trim);
+		json_pair(s, "add", parts[i].add);
+		strbuf_putc(s, '}');
+	}
+	strbuf_putc(s, ']');
+}
+
+static int inspect_ref(struct strbuf *s, struct ref *ref, const char *kind, const char *text,
+		       struct err *err)
+{
+	static const char *const kinds[] = {
+		[REF_IMAGE] = "image",
+		[REF_MERGE] = "merge",
+		[REF_DIR] = "dir",
+		[REF_SCRATCH] = "scratch",
+	};
+	scoped(free) char *line = NULL;
+	json_t *config;
+	int r = inspect_config(&config, ref, err);
+
+	if (r < 0)
+		return r;
+	json_pair(s, "kind", kind ? kind : kinds[ref_kind(ref)]);
+	json_pair(s, "ref", text);
+	inspect_platform(s, ref, config);
+	inspect_digest(s, "manifest", ref_manifest(ref));
+	json_key(s, "layers");
+	strbuf_putc(s, '[');
+	r = inspect_layers(s, ref, err);
+	strbuf_putc(s, ']');
+	line = config ? json_dumps(config, JSON_COMPACT) : NULL;
+	json_decref(config);
+	json_key(s, "config");
+	strbuf_puts(s, line ? line : "null");
+	inspect_parts(s, ref);
+	return r;
+}
+
+/* ------------------------------------------------------------------ definitions */
+
+static void inspect_vertices(struct strbuf *s, struct graph *graph)
+{
+	json_key(s, "vertices");
+	strbuf_putc(s, '[');
+	for (size_t i = 0; i < graph_count(graph); i++) {
+		const struct vertex *vertex = graph_vertex(graph, i);
+
+		inspect_open(s);
+		inspect_digest(s, "digest", vertex_digest(vertex));
+		json_pair(s, "name", vertex_name(vertex));
+		json_pair(s, "op", vertex_op(vertex));
+		json_key(s, "inputs");
+		strbuf_putc(s, '[');
+		for (size_t k = 0; k < vertex_inputs(vertex); k++) {
+			char digest[DIGEST_TEXT_MAX];
+			struct vertex *from;
+			int index;
+
+			vertex_input(vertex, k, &from, &index);
+			strbuf_printf(s, "%s\"%s:%d\"", k ? "," : "",
+				      digest_text(vertex_digest(from), digest), index);
+		}
+		strbuf_puts(s, "]}");
+	}
+	strbuf_putc(s, ']');
+}
+
+/* FILE[#VERTEX[:INDEX]], "-" being standard input. */
+static int inspect_load(struct graph **out, const char *text, struct vertex **vertex, int *index,
+			struct err *err)
+{
+	const char *hash = strrchr(text, '#'), *colon;
+	scoped(free) char *file = strndup(text, hash ? (size_t)(hash - text) : strlen(text));
+	scoped(free) char *name = hash ? strdup(hash + 1) : NULL;
+	scoped(strbuf_free) struct strbuf bytes = {0};
+	uint64_t number = 0;
+	int r;
+
+	if (!file || (hash && !name))
+		return -ENOMEM;
+	r = read_file(AT_FDCWD, strcmp(file, "-") == 0 ? "/dev/stdin" : file, DEFINITION_MAX,
+		      &bytes);
+	if (r < 0)
+		return err_wrap(err, r, "%s", file);
+	r = graph_load(out, bytes.data, bytes.len, err);
+	if (r < 0)
+		return err_wrap(err, r, "%s", file);
+	graph_result(*out, vertex, index);
+	if (!name)
+		return 0;
+	colon = strchr(name + (str_starts(name, "sha256:") ? 7 : 0), ':');
+	if (colon && parse_u64(colon + 1, &number) < 0)
+		return err_set(err, -EINVAL, "#%s: an output is a number", name);
+	if (colon)
+		name[colon - name] = '\0';
+	*index = (int)MIN(number, (uint64_t)INT32_MAX);
+	return graph_find(*out, name, vertex, err);
+}
+
+static int inspect_llb(struct strbuf *s, struct app *app, const char *text, struct err *err)
+{
+	scoped(graph_free) struct graph *graph = NULL;
+	scoped(ref_unref) struct ref *ref = NULL;
+	struct vertex *vertex;
+	int index, r;
+
+	r = inspect_load(&graph, text + strlen("llb://"), &vertex, &index, err);
+	if (r < 0)
+		return r;
+	r = graph_solve(graph, app->solver, vertex, index, &ref, err);
+	if (r == 0) {
+		r = inspect_ref(s, ref, "llb", text, err);
+	} else if (r == -ENOTSUP) {
+		/* what its vertices are can be said all the same */
+		json_pair(s, "kind", "llb");
+		json_pair(s, "ref", text);
+		json_pair(s, "unsolved", err_text(err, r));
+		r = 0;
+	}
+	inspect_vertices(s, graph);
+	return r;
+}
+
+static int inspect_all(struct strbuf *s, struct app *app, const struct options *o,
+		       const struct split *split, struct err *err)
+{
+	scoped(ref_unref) struct ref *ref = NULL;
+	const struct word *word = split->inputs;
+	int r;
+
+	strbuf_putc(s, '{');
+	if (split->n_inputs == 1 && !word->is_merge && str_starts(word->text, "llb://")) {
+		r = inspect_llb(s, app, word->text, err);
+	} else {
+		r = inputs_resolve(&ref, app, o, split->inputs, split->n_inputs, err);
+		if (r == 0)
+			r = inspect_ref(s, ref, NULL, word->is_merge ? ref_name(ref) : word->text,
+					err);
+	}
+	strbuf_puts(s, "}\n");
+	return r;
+}
+
+int cmd_inspect(struct options *o, struct err *err)
+{
+	scoped(strbuf_free) struct strbuf s = {0};
+	struct split split;
+	struct app app;
+	int r = words_split(&split, o, 0, 0, err);
+
+	if (r == 0)
+		r = app_open(&app, o, "llbfs inspect", err);
+	if (r < 0)
+		return r;
+	r = inspect_all(&s, &app, o, &split, err);
+	progress_hide(app.progress);
+	if (r == 0)
+		r = out_flush(&s, err);
+	app_close(&app);
+	return r;
+}

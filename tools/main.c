@@ -1,5 +1,211 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-int main(void)
+
+/*
+ * llbfs: chooses the command, and says in one line and one exit code how it ended.
+ *
+ * The table of commands is here; help, man pages and completion are made from it and from the
+ * table of options (options.c). Errors travel up as negative errnos with a reason, and become an
+ * exit code only in exit_with.
+ */
+
+#include "tools/tools.h"
+
+#include <signal.h>
+#include <unistd.h>
+
+#define REF_FILES "It works without FUSE and fetches only what it needs."
+
+const struct command commands[] = {
+	{"mount",
+	 "[-f] [-o OPTS] [--prefetch none|learned|all] [--merge ...]... [REF...] [MOUNTPOINT]",
+	 "show the files of images at a folder",
+	 "Returns when the mount answers; bytes are fetched when they are read, and verified. "
+	 "Several REFs are merged in the order typed, the later wins. MOUNTPOINT is an existing "
+	 "folder. A single REF without one is mounted below $XDG_RUNTIME_DIR/llbfs (for root "
+	 "without "
+	 "it /run/llbfs/mnt), and the path is printed.\n\n"
+	 "OPTS are those of mount(8): ro, allow_other, uid=N and gid=N (who owns everything), "
+	 "suid, "
+	 "nosuid, dev, nodev, fsname=TEXT; data=noopen|passthrough|auto|open (how bytes reach the "
+	 "kernel: noopen is fastest for many small files, passthrough for large ones); prefetch=, "
+	 "merge=, layer= and any global option without its dashes (offline, deadline=10s, ...). A "
+	 "comma inside a value is written \\, or the value is put in double quotes.\n\n"
+	 "mount -t fuse.llbfs REF DIR and lines of fstab do the same through mount.fuse.llbfs; "
+	 "there, "
+	 "REF may be none when merge= names the inputs.",
+	 "cd $(llbfs mount debian:12)", FOR_REF | FOR_MOUNT, false, cmd_mount},
+	{"umount", "[-l] MOUNTPOINT", "take a mount away, whether its server lives or not",
+	 "fusermount3 -u and umount do as well while the server lives.", "llbfs umount /mnt",
+	 FOR_UMOUNT, false, cmd_umount},
+	{"mounts", "", "list the live mounts",
+	 "One line each, with the process that serves it, or dead when nobody answers: llbfs "
+	 "umount "
+	 "clears those. JSON keys: mountpoint ref pid answers.",
+	 "llbfs mounts", 0, false, cmd_mounts},
+	{"status", "[MOUNTPOINT]", "what a mount has fetched, and why reads failed",
+	 "One JSON object a line, for every live mount when none is named; --format table is for "
+	 "people. Keys: mountpoint ref rw pid layers[] bytes_fetched bytes_total bytes_read "
+	 "requests "
+	 "reads errors[] prefetch data data_reason. A layer has digest media_type size format lazy "
+	 "reason fetched ready; format is tar, gzip, zstd, estargz, zstdchunked, soci, local, or "
+	 "empty "
+	 "while not looked at. bytes_fetched and requests count what came over the network; "
+	 "bytes_read what the kernel asked for. An error has time code what text.",
+	 "llbfs status /mnt | jq .bytes_fetched", 0, false, cmd_status},
+	{"ls", "[-lR] REF [PATH]", "list a folder of an image",
+	 REF_FILES
+	 " With --format json each file is one object, with the keys that llbfs stat prints.",
+	 "llbfs ls -l alpine:3.20 /etc", FOR_REF | FOR_LS | FOR_SHA256, false, cmd_ls},
+	{"cat", "REF PATH...", "print files of an image", REF_FILES,
+	 "llbfs cat debian:12 /etc/os-release", FOR_REF, false, cmd_cat},
+	{"stat", "REF PATH", "show all that is known of a file",
+	 REF_FILES
+	 " A symbolic link is shown, not followed. JSON keys: path type mode uid gid mtime "
+	 "inode nlink always; mtime_ns when not 0; size for regular files; link for symbolic "
+	 "links; dev "
+	 "for devices; xattrs, values in hex, when there are any; sha256 when asked for. type is "
+	 "one of "
+	 "reg dir symlink char block fifo socket, mode is octal text.",
+	 "llbfs stat --format json alpine:3.20 /bin/sh", FOR_REF | FOR_SHA256, false, cmd_stat},
+	{"find", "REF [PATH] [-name GLOB] [-type T]", "list everything below a folder",
+	 REF_FILES
+	 " Paths are absolute in the image, the folder itself comes first. With --format json "
+	 "each is one object, with the keys that llbfs stat prints.",
+	 "llbfs find debian:12 /usr/lib -name '*.so*' -type f", FOR_REF | FOR_FIND | FOR_SHA256,
+	 true, cmd_find},
+	{"cp", "REF PATH DEST", "copy files out of an image",
+	 REF_FILES
+	 " Into DEST when that is a folder, else as DEST; the content of PATH when it is / or "
+	 "ends in /. Files, folders, links, hard links, holes, modes, times and xattrs; for root "
+	 "also "
+	 "owners, devices and all xattrs. Nothing outside of DEST is ever written.",
+	 "llbfs cp alpine:3.20 /etc/apk ./apk", FOR_REF, false, cmd_cp},
+	{"tar", "REF [PATH]", "write a folder as a tar to stdout", REF_FILES,
+	 "llbfs tar debian:12 /etc | tar -tv", FOR_REF, false, cmd_tar},
+	{"du", "[-s] REF [PATH]", "bytes of content below each folder",
+	 REF_FILES " Hard links count once. JSON keys: path size files.",
+	 "llbfs du -s debian:12 /usr", FOR_REF | FOR_DU, false, cmd_du},
+	{"diff", "REF_A REF_B", "what turns one image into another",
+	 REF_FILES
+	 " Lines are A (added), M (modified) or D (deleted) and the path; a deleted folder is "
+	 "one line. The exit code is 1 when there are any. With --merge, the merged inputs are the "
+	 "side that no word names. JSON keys: kind path.",
+	 "llbfs diff debian:12.1 debian:12.2", FOR_REF, false, cmd_diff},
+	{"inspect", "REF", "what a reference is made of",
+	 "One JSON object; fetches manifests and the config, no layers. Keys: kind ref platform "
+	 "manifest "
+	 "layers[] config parts[]. A layer has digest diff_id media_type size format, a part ref "
+	 "trim "
+	 "add. For llb:// there is also vertices[], each with digest name op inputs[]; a "
+	 "definition that "
+	 "cannot be solved has these, and unsolved, the reason, instead of layers, config and "
+	 "parts.",
+	 "llbfs inspect alpine:3.20 | jq .config.config.Env", FOR_REF, false, cmd_inspect},
+	{"version", "", "print the version", "JSON keys: version.", "llbfs version", 0, false,
+	 cmd_version},
+	{"completion", "bash|zsh|fish", "print a completion script for a shell",
+	 "The package installs them where shells look.", "source <(llbfs completion bash)", 0,
+	 false, cmd_completion},
+	{"help", "[COMMAND]", "show help", "The same as COMMAND --help.", "llbfs help mount",
+	 FOR_HELP, false, cmd_help},
+};
+const size_t n_commands = countof(commands);
+
+const struct command *command_find(const char *name)
 {
-	return 0;
+	for (size_t i = 0; i < n_commands; i++)
+		if (strcmp(commands[i].name, name) == 0)
+			return &commands[i];
+	return NULL;
+}
+
+/* Every errno's exit code, here and nowhere else. */
+static int exit_code(int r)
+{
+	switch (-r) {
+	case EINVAL:
+		return EXIT_USAGE;
+	case ENOENT:
+	case ENOTDIR:
+		return EXIT_NOT_FOUND;
+	case EACCES:
+	case EPERM:
+		return EXIT_NOT_AUTHORISED;
+	case ENETUNREACH:
+	case ENETDOWN:
+	case ENETRESET:
+	case EHOSTUNREACH:
+	case EHOSTDOWN:
+	case ECONNREFUSED:
+	case ECONNRESET:
+	case ECONNABORTED:
+	case ENOTCONN:
+	case ETIMEDOUT:
+		return EXIT_NETWORK;
+	case EBADMSG:
+		return EXIT_BAD_CONTENT;
+	case ENODEV:
+		return EXIT_HOST;
+	default:
+		return EXIT_OTHER;
+	}
+}
+
+int exit_with(int result, const struct err *err)
+{
+	if (result >= 0)
+		return result;
+	if (result != -EPIPE) /* whoever read our output has seen enough */
+		fprintf(stderr, "llbfs: %s\n", err_text(err, result));
+	return exit_code(result);
+}
+
+static int run(int argc, char **argv, struct err *err)
+{
+	struct options o;
+	const struct command *command = NULL;
+	int i = 0, r;
+
+	r = options_init(&o, err);
+	if (r == 0)
+		r = i = options_parse_global(&o, argc, argv, err);
+	if (r < 0)
+		goto out;
+	if (i < argc) {
+		command = command_find(argv[i]);
+		if (!command) {
+			r = err_set(err, -EINVAL, "there is no command \"%s\"; see llbfs --help",
+				    argv[i]);
+			goto out;
+		}
+		r = options_parse(&o, command, argc - i, argv + i, err);
+		if (r < 0)
+			goto out;
+	}
+	if (o.log_level >= 0)
+		log_max = (enum log_level)o.log_level;
+	if (o.help || !command) {
+		if (command)
+			help_command(stdout, command);
+		else
+			help_program(o.help ? stdout : stderr);
+		r = o.help ? EXIT_YES : EXIT_USAGE;
+		goto out;
+	}
+	r = command->run(&o, err);
+out:
+	options_deinit(&o);
+	return r;
+}
+
+int main(int argc, char **argv)
+{
+	struct err err = {0};
+	const char *name = argc > 0 ? strrchr(argv[0], '/') : NULL;
+
+	signal(SIGPIPE, SIG_IGN); /* writes fail with EPIPE instead, also those to the network */
+	name = name ? name + 1 : argc > 0 ? argv[0] : "";
+	if (str_starts(name, "mount."))
+		return mount_helper(argc, argv);
+	return exit_with(run(argc, argv, &err), &err);
 }

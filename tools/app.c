@@ -1,0 +1,148 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/*
+ * The parts of the program, connected: network, store, solver, progress; and the folders of this
+ * host that the program knows.
+ *
+ * app_open starts threads, so that whoever forks does it before.
+ */
+
+#include "tools/tools.h"
+
+#include <sys/stat.h>
+#include <unistd.h>
+
+/* --oci-layout NAME=DIR */
+static int app_layouts(struct app *app, const struct options *o, struct err *err)
+{
+	app->layouts = calloc(o->layouts.n + 1, sizeof(*app->layouts));
+	if (!app->layouts)
+		return -ENOMEM;
+	for (size_t i = 0; i < o->layouts.n; i++) {
+		const char *text = o->layouts.items[i], *equals = strchr(text, '=');
+
+		if (!equals || equals == text || !equals[1])
+			return err_set(err, -EINVAL, "--oci-layout must be NAME=DIR, not \"%s\"",
+				       text);
+		app->layouts[i].name = strndup(text, (size_t)(equals - text));
+		if (!app->layouts[i].name)
+			return -ENOMEM;
+		app->layouts[i].dir = equals + 1;
+		app->n_layouts++;
+	}
+	return 0;
+}
+
+static int app_solver(struct app *app, const struct options *o, struct err *err)
+{
+	struct solver_options options = {
+		.store = app->store,
+		.net = app->net,
+		.offline = o->offline,
+		.trust_index = o->trust_index,
+	};
+	scoped(free) char *cwd = getcwd(NULL, 0);
+	int r;
+
+	if (!cwd)
+		return err_errno(err, "the current folder");
+	options.cwd = cwd;
+	r = app_layouts(app, o, err);
+	if (r < 0)
+		return r;
+	options.layouts = app->layouts;
+	options.n_layouts = app->n_layouts;
+	if (o->platform) {
+		r = platform_parse(&options.platform, o->platform, err);
+		if (r < 0)
+			return r;
+	} else {
+		platform_host(&options.platform);
+	}
+	return solver_new(&app->solver, &options, err);
+}
+
+int app_open(struct app *app, const struct options *o, const char *title, struct err *err)
+{
+	struct net_options net = {
+		.plain_http = o->plain_http,
+		.insecure = o->insecure,
+		.offline = o->offline,
+		.ca = o->ca,
+		.max_rate = o->max_rate,
+		.deadline_ms = o->deadline_ms,
+	};
+	struct store_options store = {.root = o->root, .max_bytes = o->max_used_space};
+	int r;
+
+	*app = (struct app){0};
+	r = net_new(&app->net, &net, err);
+	if (r == 0) {
+		store.net = app->net;
+		r = store_open(&app->store, &store, err);
+	}
+	if (r == 0)
+		r = app_solver(app, o, err);
+	if (r == 0)
+		r = progress_new(&app->progress, (enum progress_mode)o->progress, title, app->net,
+				 err);
+	if (r < 0)
+		app_close(app);
+	return r;
+}
+
+void app_close(struct app *app)
+{
+	progress_free(app->progress);
+	solver_free(app->solver);
+	store_close(app->store);
+	net_free(app->net);
+	for (size_t i = 0; i < app->n_layouts; i++)
+		free((char *)app->layouts[i].name);
+	free(app->layouts);
+	*app = (struct app){0};
+}
+
+/* ------------------------------------------------------------------ places */
+
+size_t runtime_dirs(char *out[4])
+{
+	const char *xdg = getenv("XDG_RUNTIME_DIR");
+	size_t n = 0;
+
+	if (xdg && *xdg == '/')
+		out[n++] = str_printf("%s/llbfs", xdg);
+	if (geteuid() != 0) {
+		out[n++] = str_printf("/run/user/%u/llbfs", geteuid());
+		out[n++] = str_printf("/tmp/llbfs-%u", geteuid());
+	}
+	out[n++] = str_printf("/run/llbfs");
+	return n;
+}
+
+/* Others must not be able to put their sockets where we look for ours. */
+static bool runtime_dir_is_ours(const char *path)
+{
+	struct stat st;
+
+	if (mkdir(path, 0700) < 0 && errno != EEXIST)
+		return false;
+	return lstat(path, &st) == 0 && S_ISDIR(st.st_mode) && st.st_uid == geteuid() &&
+	       (st.st_mode & 022) == 0;
+}
+
+char *runtime_dir(struct err *err)
+{
+	char *dirs[4];
+	char *found = NULL;
+	size_t n = runtime_dirs(dirs);
+
+	for (size_t i = 0; i < n; i++) {
+		if (!found && dirs[i] && runtime_dir_is_ours(dirs[i]))
+			found = take(dirs[i]);
+		free(dirs[i]);
+	}
+	if (!found)
+		err_set(err, -EACCES, "no folder for control sockets: set $XDG_RUNTIME_DIR");
+	return found;
+}

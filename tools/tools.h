@@ -1,0 +1,310 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+
+/*
+ * tools: people.
+ *
+ * The program: one table of options (options.c) and one of commands (main.c) feed parsing, --help,
+ * man pages and completion. A command returns an exit code (0, or 1 for an answer of no), or a
+ * negative errno whose reason main prints as the one line of the error.
+ */
+
+#include <stdio.h>
+
+#include "blobstore/base.h"
+#include "blobstore/blobstore.h"
+#include "fs/fs.h"
+#include "merge/merge.h"
+#include "solver/solver.h"
+
+/* ------------------------------------------------------------------ options */
+
+/* Which commands an option belongs to; a command names the groups that it takes. */
+enum option_group {
+	FOR_ALL = 1 << 0,
+	FOR_REF = 1 << 1, /* verbs that take a REF */
+	FOR_MOUNT = 1 << 2,
+	FOR_UMOUNT = 1 << 3,
+	FOR_LS = 1 << 4,
+	FOR_FIND = 1 << 5,
+	FOR_DU = 1 << 6,
+	FOR_SHA256 = 1 << 7, /* verbs that can print digests of files */
+	FOR_HELP = 1 << 8,
+};
+
+enum option_kind {
+	OPTION_FLAG,	 /* bool */
+	OPTION_TEXT,	 /* const char * */
+	OPTION_CHOICE,	 /* int: index into the words of @value, -1 when not given */
+	OPTION_SIZE,	 /* uint64_t, "10MB" */
+	OPTION_DURATION, /* uint64_t in ms, "10s" */
+	OPTION_LIST,	 /* struct texts, repeatable */
+	OPTION_MERGE,	 /* a word among the words, in the order typed */
+	OPTION_HELP,
+};
+
+struct option_spec {
+	const char *name; /* without dashes */
+	char letter;	  /* 0 = none */
+	enum option_kind kind;
+	size_t field;	   /* of struct options */
+	const char *value; /* placeholder, or the words of a choice: "table|json" */
+	const char *env;   /* gives the value when the option is not typed; or NULL */
+	const char *help;
+	unsigned groups; /* enum option_group */
+};
+extern const struct option_spec option_specs[];
+extern const size_t n_option_specs;
+
+enum format { FORMAT_DEFAULT = -1, FORMAT_TABLE, FORMAT_JSON };
+enum progress_mode {
+	PROGRESS_AUTO,
+	PROGRESS_PLAIN,
+	PROGRESS_TTY,
+	PROGRESS_RAWJSON,
+	PROGRESS_QUIET
+};
+enum prefetch { PREFETCH_NONE, PREFETCH_LEARNED, PREFETCH_ALL };
+
+/* What was typed after the command that is not an option, and --merge in its place between. */
+struct word {
+	const char *text;
+	bool is_merge;
+};
+struct words {
+	struct word *items;
+	size_t n, cap;
+};
+struct texts {
+	const char **items;
+	size_t n, cap;
+};
+
+/* Everything that was asked for. Strings are borrowed from argv and the environment, but for
+ * those in owned. */
+struct options {
+	const char *root;
+	int format, progress, log_level, prefetch; /* choices */
+	const char *platform, *ca, *layer, *name, *type;
+	bool plain_http, insecure, trust_index, offline;
+	uint64_t max_rate, deadline_ms, max_used_space;
+	bool is_foreground, is_lazy, is_long, is_recursive, is_summary, sha256, man;
+	struct texts mount_options; /* each -o as typed */
+	struct texts layouts;	    /* each --oci-layout */
+	struct words words;
+	struct texts owned; /* strings made while parsing */
+	bool help;
+};
+
+struct command;
+/* Defaults and environment. Errors: -EINVAL a variable has a wrong value. */
+int options_init(struct options *o, struct err *err);
+void options_deinit(struct options *o);
+/* Reads options in front of the command: returns the index of the command in @argv (argc = none). */
+int options_parse_global(struct options *o, int argc, char **argv, struct err *err);
+/* Reads the rest: argv[0] is the command's name. Errors: -EINVAL. */
+int options_parse(struct options *o, const struct command *command, int argc, char **argv,
+		  struct err *err);
+/* Sets one option by name from text, as mount's -o does. -ENOENT: no such option. */
+int options_set(struct options *o, const char *name, const char *value, struct err *err);
+/* Keeps a copy of @text for as long as @o lives; NULL = no memory. */
+const char *options_keep(struct options *o, const char *text);
+/* True when @command takes the option. */
+bool option_applies(const struct option_spec *spec, const struct command *command);
+
+/* ------------------------------------------------------------------ commands */
+
+struct command {
+	const char *name;
+	const char *usage;   /* what follows the name */
+	const char *summary; /* one line */
+	const char *text;    /* paragraphs, separated by an empty line */
+	const char *example;
+	unsigned groups;
+	bool long_dash; /* options of several letters may have one dash, as in find */
+	int (*run)(struct options *o, struct err *err);
+};
+extern const struct command commands[];
+extern const size_t n_commands;
+const struct command *command_find(const char *name); /* NULL = none */
+
+int cmd_mount(struct options *o, struct err *err);
+int cmd_umount(struct options *o, struct err *err);
+int cmd_mounts(struct options *o, struct err *err);
+int cmd_status(struct options *o, struct err *err);
+int cmd_ls(struct options *o, struct err *err);
+int cmd_cat(struct options *o, struct err *err);
+int cmd_stat(struct options *o, struct err *err);
+int cmd_find(struct options *o, struct err *err);
+int cmd_cp(struct options *o, struct err *err);
+int cmd_tar(struct options *o, struct err *err);
+int cmd_du(struct options *o, struct err *err);
+int cmd_diff(struct options *o, struct err *err);
+int cmd_inspect(struct options *o, struct err *err);
+int cmd_version(struct options *o, struct err *err);
+int cmd_completion(struct options *o, struct err *err);
+int cmd_help(struct options *o, struct err *err);
+
+/* The program called as mount(8)'s helper: SOURCE DIR [-sfnv] [-o OPTS]; mount(8) exit codes. */
+int mount_helper(int argc, char **argv);
+
+void help_command(FILE *to, const struct command *command);
+void help_program(FILE *to);
+
+/* ------------------------------------------------------------------ exit codes */
+
+/* The program's contract with scripts. */
+enum exit_code {
+	EXIT_YES = 0,
+	EXIT_NO = 1, /* only for an answer of no */
+	EXIT_USAGE = 2,
+	EXIT_NOT_FOUND = 3,
+	EXIT_NOT_AUTHORISED = 4,
+	EXIT_NETWORK = 5,
+	EXIT_BAD_CONTENT = 6,
+	EXIT_HOST = 7, /* this host cannot do it */
+	EXIT_OTHER = 8,
+};
+/* What a command returned as exit code; prints the error, if it is one. */
+int exit_with(int result, const struct err *err);
+
+/* ------------------------------------------------------------------ progress */
+
+/* Shows on stderr what a command waits for, once it has waited for a second: the layers that are
+ * being read for the first time, and what came over the network. Safe to free at any time. */
+struct progress;
+/* @title as in "llbfs ls alpine"; @net is borrowed, may be NULL. */
+int progress_new(struct progress **out, enum progress_mode mode, const char *title, struct net *net,
+		 struct err *err);
+/* These layers are worth showing; borrowed until progress_free. */
+void progress_watch(struct progress *p, const struct ref_tree_layer *layers, size_t n);
+/* Takes the picture away and shows no more: stdout is about to use the same terminal. */
+void progress_hide(struct progress *p);
+void progress_free(struct progress *p);
+define_scoped(struct progress *, progress_free);
+
+/* ------------------------------------------------------------------ what a command works on */
+
+/* The parts of the program, connected. */
+struct app {
+	struct net *net;
+	struct store *store;
+	struct solver *solver;
+	struct progress *progress;
+	struct solver_layout *layouts; /* for solver; names are owned, the rest is of the options */
+	size_t n_layouts;
+};
+int app_open(struct app *app, const struct options *o, const char *title, struct err *err);
+void app_close(struct app *app);
+
+/* Splits words into REFs (with --merge among them) and paths. Without --merge the first word is the
+ * REF. With it, words before the last --merge are REFs and those after it paths; so are surplus
+ * words, when more than @max_paths follow. Pointers into @o. */
+struct split {
+	const struct word *inputs;
+	size_t n_inputs;
+	const struct word *paths;
+	size_t n_paths;
+};
+int words_split(struct split *out, const struct options *o, size_t min_paths, size_t max_paths,
+		struct err *err);
+
+/* One --merge argument: CSV as Go's encoding/csv reads one record. The strings are the caller's. */
+struct merge_arg {
+	char *ref, *trim, *add;
+};
+int merge_arg_parse(struct merge_arg *out, const char *text, struct err *err);
+void merge_arg_deinit(struct merge_arg *arg);
+
+/* Resolves and merges @inputs, narrowed by --layer, into one ref. */
+int inputs_resolve(struct ref **out, struct app *app, const struct options *o,
+		   const struct word *inputs, size_t n, struct err *err);
+
+/* A ref and its files. */
+struct view {
+	struct ref *ref;
+	struct tree *tree;
+	struct ref_tree_layer *layers;
+	size_t n_layers;
+};
+int view_open(struct view *v, struct app *app, const struct options *o, const struct word *inputs,
+	      size_t n, struct err *err);
+void view_close(struct view *v);
+
+/* words_split, app_open and view_open in one: what most verbs begin with. On failure there is
+ * nothing to close, but look_close may be called. */
+struct look {
+	struct app app;
+	struct view view;
+	struct split split;
+};
+int look_open(struct look *l, const struct options *o, const char *verb, size_t min_paths,
+	      size_t max_paths, struct err *err);
+/* Output begins: on a terminal, progress must go. */
+void look_output(struct look *l);
+void look_close(struct look *l);
+
+/* A set of inode numbers with a value each. */
+struct idmap {
+	struct idmap_slot {
+		uint64_t id; /* 0 = free */
+		size_t value;
+	} * slots;
+	size_t n, cap; /* cap is 0 or a power of two */
+};
+/* 1 = added, 0 = it was there; or -ENOMEM. */
+int idmap_add(struct idmap *m, uint64_t id, size_t value);
+bool idmap_get(const struct idmap *m, uint64_t id, size_t *value);
+void idmap_free(struct idmap *m);
+
+/* ------------------------------------------------------------------ output */
+
+/* A JSON string, quotes and all. Names are bytes: one that is not UTF-8 has each wrong byte b as
+ * the lone surrogate \udcb, as Python's surrogateescape does, so that nothing is lost. */
+void json_text(struct strbuf *s, const char *bytes, size_t len);
+/* ,"key":"value" (without the comma right after a brace). @text NULL: null. */
+void json_key(struct strbuf *s, const char *key);
+void json_pair(struct strbuf *s, const char *key, const char *text);
+void json_u64(struct strbuf *s, const char *key, uint64_t value);
+void json_i64(struct strbuf *s, const char *key, int64_t value);
+void json_bool(struct strbuf *s, const char *key, bool value);
+
+/* One file as a JSON object on a line, or as a line of ls -l. @path as it is to be shown. */
+int row_json(struct strbuf *s, struct tree *t, const char *path, const struct attr *attr,
+	     bool with_sha256, struct err *err);
+int row_long(struct strbuf *s, struct tree *t, const char *name, const struct attr *attr,
+	     struct err *err);
+/* A name for a table: on a terminal, control characters are escaped. */
+void row_name(struct strbuf *s, const char *name);
+const char *type_name(uint8_t type); /* "reg", "dir", … as in the JSON */
+char type_letter(uint8_t type);	     /* as ls -l begins; '-' for a regular file */
+/* sha256 of a file's content: the one that is known, or read. */
+int file_digest(struct tree *t, const struct attr *attr, struct digest *out, struct err *err);
+
+/* Writes @s to stdout and empties it. Errors: -EPIPE among others. */
+int out_flush(struct strbuf *s, struct err *err);
+/* The same once there is enough to be worth a write. */
+int out_maybe(struct strbuf *s, struct err *err);
+
+/* ------------------------------------------------------------------ mounts */
+
+/* What is to be served; all of it is borrowed. */
+struct serve_request {
+	const char *mountpoint; /* absolute, exists */
+	const char *ref_text;	/* for people */
+	const struct word *inputs;
+	size_t n_inputs;
+	struct mount_options options; /* the mountpoint and callbacks are added */
+	int ready_fd;	  /* gets one byte when the mount answers; -1: in the foreground */
+	bool prints_path; /* on stdout, when ready in the foreground */
+};
+/* Mounts and serves; returns when the mount has ended. */
+int serve(const struct options *o, const struct serve_request *request, struct err *err);
+
+/* ------------------------------------------------------------------ places */
+
+/* Folders where control sockets may be, own ones first; how many. NULL entries: no memory. The
+ * caller frees each. */
+size_t runtime_dirs(char *out[4]);
+/* Where a new mount puts its socket; made if missing. NULL with @err set. */
+char *runtime_dir(struct err *err);
