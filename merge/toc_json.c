@@ -70,11 +70,14 @@ enum toc_kind toc_footer(const void *tail, size_t n, uint64_t blob_size, uint64_
 	const uint8_t *end = (const uint8_t *)tail + n;
 	const uint8_t *digits = NULL;
 	enum toc_kind kind = TOC_NONE;
+	uint64_t footer_len = 0;
 
 	if (n >= 51 && is_footer_header(end - 51, 26) && is_subfield(end - 51, 22)) {
+		footer_len = 51;
 		digits = end - 51 + 16;
 		kind = TOC_ESTARGZ;
 	} else if (n >= 47 && is_footer_header(end - 47, 22)) {
+		footer_len = 47;
 		digits = end - 47 + 12;
 		kind = TOC_LEGACY;
 	} else if (n >= 46 && is_footer_header(end - 46, 21) && is_subfield(end - 46, 17) &&
@@ -82,7 +85,7 @@ enum toc_kind toc_footer(const void *tail, size_t n, uint64_t blob_size, uint64_
 		return TOC_EXTERNAL;
 	}
 	if (!digits || memcmp(digits + 16, "STARGZ", 6) != 0 || hex_u64(digits, toc_off) < 0 ||
-	    *toc_off >= blob_size - n)
+	    *toc_off >= blob_size - footer_len)
 		return TOC_NONE;
 	return kind;
 }
