@@ -56,8 +56,8 @@ struct grant {
 	/* the fetch under way */
 	bool is_busy;
 	LIST_HEAD(, auth_wait) waiting;
-	struct net_task task;
-	struct net_timer next, deadline;
+	struct loop_task task;
+	struct loop_timer next, deadline;
 	unsigned attempt;
 	bool has_looked_up; /* the credentials are as new as can be */
 	uint64_t asked_ns;
@@ -69,7 +69,7 @@ struct grant {
 	bool is_looking;
 	pthread_t thread;
 	int stop_fd;
-	struct net_call looked_up;
+	struct loop_call looked_up;
 	struct credentials found;
 	struct err found_err;
 };
@@ -282,13 +282,13 @@ static void grant_finish(struct grant *g, int result, const struct err *err)
 		told.lh_first->link.le_prev = &told.lh_first;
 	exchange_abort(&g->exchange);
 	exchange_deinit(&g->exchange);
-	net_timer_clear(&g->next);
-	net_timer_clear(&g->deadline);
+	loop_timer_clear(&g->next);
+	loop_timer_clear(&g->deadline);
 	text_wipe(&g->form);
 	text_wipe(&g->basic);
 	free(take(g->url));
 	strbuf_free(&g->body);
-	net_task_end(&g->task);
+	loop_task_end(&g->task);
 	g->is_busy = false;
 	while ((w = LIST_FIRST(&told))) {
 		int r = result;
@@ -318,7 +318,7 @@ grant_fail(struct grant *g, int result, const char *fmt, ...)
 	grant_finish(g, result, &err);
 }
 
-static void grant_deadline(struct net_timer *timer)
+static void grant_deadline(struct loop_timer *timer)
 {
 	struct grant *g = containerof(timer, struct grant, deadline);
 
@@ -346,14 +346,14 @@ static void *lookup_main(void *arg)
 
 	g->found_err.code = 0;
 	credentials_lookup(&g->found, g->host, g->repository, g->stop_fd, &g->found_err);
-	net_post(g->auth->net, &g->looked_up);
+	loop_post(net_loop(g->auth->net), &g->looked_up);
 	return NULL;
 }
 
 static void lookup_join(struct grant *g)
 {
 	pthread_join(g->thread, NULL);
-	net_unpost(g->auth->net, &g->looked_up);
+	loop_unpost(net_loop(g->auth->net), &g->looked_up);
 	close_fd(g->stop_fd);
 	g->is_looking = false;
 	credentials_deinit(&g->credentials);
@@ -363,7 +363,7 @@ static void lookup_join(struct grant *g)
 	g->looked_up_ns = now_ns();
 }
 
-static void lookup_done(struct net_call *call)
+static void lookup_done(struct loop_call *call)
 {
 	struct grant *g = containerof(call, struct grant, looked_up);
 
@@ -463,8 +463,8 @@ static void token_done(struct exchange *x, int result, const struct err *err)
 
 	if ((result < 0 && x->is_transient) || x->status >= 500 || x->status == 429 ||
 	    x->status == 408)
-		net_timer_set(net, &g->next,
-			      now_ns() + net_backoff_ns(net, g->attempt++, x->retry_after_ms));
+		loop_timer_set(net_loop(net), &g->next,
+			       now_ns() + net_backoff_ns(net, g->attempt++, x->retry_after_ms));
 	else if (result < 0)
 		grant_fail(g, result, "token service: %s", err_text(err, result));
 	else if (x->status == 401 || x->status == 403 || (x->status == 400 && g->form))
@@ -575,12 +575,12 @@ static void grant_work(struct grant *g)
 	}
 }
 
-static void grant_next(struct net_timer *timer)
+static void grant_next(struct loop_timer *timer)
 {
 	grant_work(containerof(timer, struct grant, next));
 }
 
-static void grant_stop(struct net_task *task)
+static void grant_stop(struct loop_task *task)
 {
 	struct grant *g = containerof(task, struct grant, task);
 
@@ -601,11 +601,11 @@ static int grant_wait(struct grant *g, struct auth_wait *w)
 		g->attempt = 0;
 		g->has_looked_up = false;
 		g->task.stop = grant_stop;
-		net_task_begin(net, &g->task);
+		loop_task_begin(net_loop(net), &g->task);
 		g->deadline.fn = grant_deadline;
-		net_timer_set(net, &g->deadline, now_ns() + FETCH_PATIENCE_NS);
+		loop_timer_set(net_loop(net), &g->deadline, now_ns() + FETCH_PATIENCE_NS);
 		g->next.fn = grant_next;
-		net_timer_set(net, &g->next, 0);
+		loop_timer_set(net_loop(net), &g->next, 0);
 	}
 	return -EINPROGRESS;
 }

@@ -3,21 +3,15 @@
 /*
  * fetch: the network thread, and single HTTP exchanges on it. The only file that knows curl.
  *
- * One thread runs one curl_multi. Other threads give it work through an inbox of calls
- * (net_post); on the thread itself everything is callbacks, so requests, tokens, redirects and
- * retries are plain single-threaded state machines. Nothing on it may block: curl resolves names
- * on threads of its own, credential helpers get one from credentials.c.
+ * One thread runs one curl_multi and the loop of calls, timers and tasks (loop.c), so requests,
+ * tokens, redirects and retries are plain single-threaded state machines. Nothing on it may block:
+ * curl resolves names on threads of its own, credential helpers get one from auth.c.
  *
  * An exchange is exactly one request and its answer. It waits in the queue of its host (scheme,
  * name and port) until it may run. Each host has two kinds of places: one for small reads, one for
  * streams of whole layers, so that neither starves the other; a host that answers 429 loses
  * half of its places and earns them back one success at a time. The queues are ours and not curl's
  * because an exchange that waits in curl's cannot be told from one that is stuck.
- *
- * Deadlines belong to the callers, who know how long all attempts together may take; they are
- * net_timers. The list of timers is not sorted: a timer is set far more often than it fires (each
- * read sets one and clears it), so setting must be cheap, and wake_ns, a lower bound of all, makes
- * a scan rare.
  *
  * Callbacks of an exchange come from inside curl, where its handles must not be added or removed.
  * exchange_start only queues; adding happens in the loop. exchange_abort is therefore not for use
@@ -47,10 +41,8 @@
 #define IGNORE_MAX (64u << 10)
 #define HEADER_MAX 16384 /* signed URLs and challenges are a few kilobytes */
 #define BACKOFF_MAX_MS 5000
-#define IDLE_POLL_MS 60000
 
 TAILQ_HEAD(exchanges, exchange);
-TAILQ_HEAD(net_calls, net_call);
 
 enum { READS, STREAMS, N_KINDS };
 static const unsigned places_max[N_KINDS] = {[READS] = READS_MAX, [STREAMS] = STREAMS_MAX};
@@ -73,21 +65,15 @@ struct net {
 	struct auth *auth;
 	pthread_t thread;
 
-	pthread_mutex_t lock;
-	struct net_calls inbox; /* guarded by lock */
-	bool is_closed;		/* guarded by lock */
-
 	/* the network thread's own */
-	LIST_HEAD(, net_timer) timers;
-	uint64_t wake_ns; /* no timer is due before */
-	LIST_HEAD(, net_task) tasks;
+	struct loop loop;
 	LIST_HEAD(, net_host) hosts;
 	struct exchanges active;
 	unsigned n_active;
 	uint64_t seed;
 	double credit; /* bytes that may be received now; below 0 = overdrawn */
 	uint64_t credit_ns;
-	struct net_timer rate_timer;
+	struct loop_timer rate_timer;
 
 	_Atomic uint64_t n_requests, n_bytes;
 };
@@ -95,6 +81,11 @@ struct net {
 const struct net_options *net_options_of(const struct net *net)
 {
 	return &net->options;
+}
+
+struct loop *net_loop(struct net *net)
+{
+	return &net->loop;
 }
 
 struct auth *net_auth(struct net *net)
@@ -106,97 +97,6 @@ void net_stats(struct net *net, struct net_stats *out)
 {
 	out->requests = atomic_load(&net->n_requests);
 	out->bytes = atomic_load(&net->n_bytes);
-}
-
-/* ------------------------------------------------------------------ calls, timers, tasks */
-
-bool net_post(struct net *net, struct net_call *call)
-{
-	pthread_mutex_lock(&net->lock);
-	bool is_open = !net->is_closed;
-	bool is_new = is_open && !call->is_queued;
-	if (is_new) {
-		call->is_queued = true;
-		TAILQ_INSERT_TAIL(&net->inbox, call, link);
-	}
-	pthread_mutex_unlock(&net->lock);
-	if (is_new)
-		curl_multi_wakeup(net->multi);
-	return is_open;
-}
-
-void net_unpost(struct net *net, struct net_call *call)
-{
-	pthread_mutex_lock(&net->lock);
-	if (call->is_queued)
-		TAILQ_REMOVE(&net->inbox, call, link);
-	call->is_queued = false;
-	pthread_mutex_unlock(&net->lock);
-}
-
-/* Returns false when there was none. */
-static bool net_run_call(struct net *net)
-{
-	pthread_mutex_lock(&net->lock);
-	struct net_call *call = TAILQ_FIRST(&net->inbox);
-	if (call) {
-		TAILQ_REMOVE(&net->inbox, call, link);
-		call->is_queued = false;
-	}
-	pthread_mutex_unlock(&net->lock);
-	if (call)
-		call->fn(call);
-	return call != NULL;
-}
-
-void net_timer_set(struct net *net, struct net_timer *timer, uint64_t at_ns)
-{
-	if (!timer->is_armed)
-		LIST_INSERT_HEAD(&net->timers, timer, link);
-	timer->is_armed = true;
-	timer->at_ns = at_ns;
-	net->wake_ns = MIN(net->wake_ns, at_ns);
-}
-
-void net_timer_clear(struct net_timer *timer)
-{
-	if (timer->is_armed)
-		LIST_REMOVE(timer, link);
-	timer->is_armed = false;
-}
-
-static void net_run_timers(struct net *net)
-{
-	uint64_t now = now_ns();
-	struct net_timer *timer;
-
-	while (now >= net->wake_ns) {
-		struct net_timer *due = NULL;
-		uint64_t first = UINT64_MAX;
-		LIST_FOREACH (timer, &net->timers, link) {
-			if (timer->at_ns <= now)
-				due = timer;
-			else
-				first = MIN(first, timer->at_ns);
-		}
-		if (!due) {
-			net->wake_ns = first;
-			return;
-		}
-		/* It may clear, set and free others, so the scan begins anew. */
-		net_timer_clear(due);
-		due->fn(due);
-	}
-}
-
-void net_task_begin(struct net *net, struct net_task *task)
-{
-	LIST_INSERT_HEAD(&net->tasks, task, link);
-}
-
-void net_task_end(struct net_task *task)
-{
-	LIST_REMOVE(task, link);
 }
 
 uint64_t net_random(struct net *net, uint64_t bound)
@@ -392,14 +292,14 @@ static bool net_spend(struct net *net, size_t n)
 		return true;
 	}
 	double seconds = (1 - net->credit) / (double)net->options.max_rate;
-	net_timer_set(net, &net->rate_timer, net->credit_ns + (uint64_t)(seconds * 1e9));
+	loop_timer_set(&net->loop, &net->rate_timer, net->credit_ns + (uint64_t)(seconds * 1e9));
 	return false;
 }
 
 static void exchange_finished(struct exchange *x, CURLcode code);
 
 /* Lets the paused go on in turn, as far as the account goes; each may pause again. */
-static void net_rate_timer(struct net_timer *timer)
+static void net_rate_timer(struct loop_timer *timer)
 {
 	struct net *net = containerof(timer, struct net, rate_timer);
 	unsigned n = net->n_active;
@@ -562,7 +462,7 @@ static void exchange_detach(struct exchange *x)
 {
 	struct net *net = x->net;
 
-	net_timer_clear(&x->timer);
+	loop_timer_clear(&x->timer);
 	if (x->state == EXCHANGE_QUEUED)
 		TAILQ_REMOVE(&x->host->queue[exchange_kind(x)], x, link);
 	if (x->state == EXCHANGE_ACTIVE) {
@@ -611,7 +511,7 @@ static uint64_t exchange_stall_ns(const struct exchange *x)
 	return (x->stall_ms ? x->stall_ms : STALL_MS) * NS_PER_MS;
 }
 
-static void exchange_timer(struct net_timer *timer)
+static void exchange_timer(struct loop_timer *timer)
 {
 	struct exchange *x = containerof(timer, struct exchange, timer);
 	struct err err = {0};
@@ -627,7 +527,7 @@ static void exchange_timer(struct net_timer *timer)
 	}
 	uint64_t until = (x->is_paused ? now_ns() : x->last_ns) + exchange_stall_ns(x);
 	if (now_ns() < until) {
-		net_timer_set(x->net, &x->timer, until);
+		loop_timer_set(&x->net->loop, &x->timer, until);
 		return;
 	}
 	exchange_distrust_http2(x, CURLE_OK);
@@ -652,7 +552,7 @@ void exchange_start(struct net *net, struct exchange *x)
 		x->result = -EBADMSG;
 	x->state = x->result ? EXCHANGE_FAILED : EXCHANGE_QUEUED;
 	if (x->result)
-		net_timer_set(net, &x->timer, 0);
+		loop_timer_set(&net->loop, &x->timer, 0);
 	else
 		TAILQ_INSERT_TAIL(&x->host->queue[exchange_kind(x)], x, link);
 }
@@ -745,7 +645,7 @@ static void exchange_activate(struct exchange *x)
 	if (r < 0 || curl_multi_add_handle(net->multi, x->easy) != CURLM_OK) {
 		x->state = EXCHANGE_FAILED;
 		x->result = -ENOMEM;
-		net_timer_set(net, &x->timer, 0);
+		loop_timer_set(&net->loop, &x->timer, 0);
 		return;
 	}
 	x->state = EXCHANGE_ACTIVE;
@@ -754,7 +654,7 @@ static void exchange_activate(struct exchange *x)
 	net->n_active++;
 	atomic_fetch_add(&net->n_requests, 1);
 	x->last_ns = now_ns();
-	net_timer_set(net, &x->timer, x->last_ns + exchange_stall_ns(x));
+	loop_timer_set(&net->loop, &x->timer, x->last_ns + exchange_stall_ns(x));
 }
 
 static void net_start_queued(struct net *net)
@@ -850,45 +750,18 @@ static void net_reap(struct net *net)
 	}
 }
 
-static int net_patience_ms(const struct net *net)
-{
-	uint64_t now = now_ns();
-
-	if (net->wake_ns <= now)
-		return 0;
-	uint64_t ms = (net->wake_ns - now + NS_PER_MS - 1) / NS_PER_MS;
-	return (int)MIN(ms, (uint64_t)IDLE_POLL_MS);
-}
-
-static bool net_is_closed(struct net *net)
-{
-	pthread_mutex_lock(&net->lock);
-	bool is_closed = net->is_closed;
-	pthread_mutex_unlock(&net->lock);
-	return is_closed;
-}
-
 static void *net_main(void *arg)
 {
 	struct net *net = arg;
 	int n_running;
 
-	while (!net_is_closed(net)) {
-		while (net_run_call(net))
-			;
-		net_run_timers(net);
+	while (loop_run(&net->loop)) {
 		net_start_queued(net);
 		curl_multi_perform(net->multi, &n_running);
 		net_reap(net);
-		/* What has been reaped may have made room for, or started, others. */
+		/* What has been reaped may have made room for others, or started them. */
 		net_start_queued(net);
-		curl_multi_poll(net->multi, NULL, 0, net_patience_ms(net), NULL);
-	}
-	for (bool is_busy = true; is_busy;) {
-		struct net_task *task = LIST_FIRST(&net->tasks);
-		is_busy = task || net_run_call(net);
-		if (task)
-			task->stop(task);
+		curl_multi_poll(net->multi, NULL, 0, (int)loop_patience_ms(&net->loop), NULL);
 	}
 	return NULL;
 }
@@ -922,6 +795,11 @@ static int net_read_ca(struct net *net, const char *ca, struct err *err)
 	return 0;
 }
 
+static void net_wake(struct loop *loop)
+{
+	curl_multi_wakeup(containerof(loop, struct net, loop)->multi);
+}
+
 static void curl_init(void)
 {
 	curl_global_init(CURL_GLOBAL_DEFAULT);
@@ -937,10 +815,8 @@ static int net_init(struct net *net, const struct net_options *options, struct e
 		return err_set(err, -ENOMEM, "no memory");
 	if (!net->options.deadline_ms)
 		net->options.deadline_ms = DEADLINE_MS;
-	net->wake_ns = UINT64_MAX;
 	net->rate_timer.fn = net_rate_timer;
 	net->credit_ns = now_ns();
-	TAILQ_INIT(&net->inbox);
 	TAILQ_INIT(&net->active);
 	if (getrandom(&net->seed, sizeof(net->seed), GRND_NONBLOCK) != sizeof(net->seed))
 		net->seed = now_ns();
@@ -969,7 +845,7 @@ static void net_destroy(struct net *net)
 	strbuf_free(&net->ca_text);
 	free(net->ca_file);
 	free((char *)net->options.ca);
-	pthread_mutex_destroy(&net->lock);
+	loop_deinit(&net->loop);
 	free(net);
 }
 
@@ -980,7 +856,7 @@ int net_new(struct net **out, const struct net_options *options, struct err *err
 
 	if (!net)
 		return err_set(err, -ENOMEM, "no memory for the network");
-	pthread_mutex_init(&net->lock, NULL);
+	loop_init(&net->loop, net_wake);
 	int r = net_init(net, options, err);
 	if (!r) {
 		/* Signals are for the threads that wait for them; SIGPIPE is for nobody. */
@@ -1009,10 +885,7 @@ void net_free(struct net *net)
 {
 	if (!net)
 		return;
-	pthread_mutex_lock(&net->lock);
-	net->is_closed = true;
-	pthread_mutex_unlock(&net->lock);
-	curl_multi_wakeup(net->multi);
+	loop_close(&net->loop);
 	pthread_join(net->thread, NULL);
 	net_destroy(net);
 }

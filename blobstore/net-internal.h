@@ -2,49 +2,72 @@
 #pragma once
 
 /*
- * What fetch.c, auth.c, credentials.c and registry.c share: the network thread and what runs on it.
+ * What loop.c, fetch.c, auth.c, credentials.c, get.c and registry.c share: the network thread and
+ * what runs on it. Listed from the lowest to the highest; each calls only those before it.
  *
- * Everything here is called on the network thread alone, except net_post, net_options_of and
- * credentials_lookup. State that only that thread touches needs no lock; that is why all of HTTP,
+ * Everything here is called on the network thread alone unless it says otherwise. State that only that thread touches needs no lock; that is why all of HTTP,
  * tokens and retries lives there, as callbacks that never block.
  */
 
+#include <pthread.h>
 #include <sys/queue.h>
 
 #include "blobstore/blobstore.h"
 
-/* ------------------------------------------------------------------ the thread: fetch.c */
+/* ------------------------------------------------------------------ the loop: loop.c */
 
-/* A call that another thread asks for. Embedded; one object is queued at most once. */
-struct net_call {
-	void (*fn)(struct net_call *call);
-	TAILQ_ENTRY(net_call) link;
-	bool is_queued; /* guarded by the net's lock */
+/* What runs on one thread: calls from other threads, timers, and tasks that must end with it. The
+ * thread itself is whoever calls loop_run and then waits for loop_patience_ms or to be woken. */
+struct loop_call {
+	void (*fn)(struct loop_call *call);
+	TAILQ_ENTRY(loop_call) link;
+	bool is_queued; /* guarded by the loop's lock */
 };
-/* Any thread. False: the net is being freed, and fn will not run. */
-bool net_post(struct net *net, struct net_call *call);
-/* Takes it back when it has not run yet. */
-void net_unpost(struct net *net, struct net_call *call);
-
 /* A point in time. Disarmed when zeroed, and before fn runs. */
-struct net_timer {
-	void (*fn)(struct net_timer *timer);
+struct loop_timer {
+	void (*fn)(struct loop_timer *timer);
 	uint64_t at_ns;
-	LIST_ENTRY(net_timer) link;
+	LIST_ENTRY(loop_timer) link;
 	bool is_armed;
 };
-void net_timer_set(struct net *net, struct net_timer *timer, uint64_t at_ns);
-void net_timer_clear(struct net_timer *timer);
-
-/* Whatever must be told when the net is freed: stop ends it and takes it off the list. */
-struct net_task {
-	void (*stop)(struct net_task *task);
-	LIST_ENTRY(net_task) link;
+/* Whatever must be told when the loop closes: stop ends it and takes it off the list. */
+struct loop_task {
+	void (*stop)(struct loop_task *task);
+	LIST_ENTRY(loop_task) link;
 };
-void net_task_begin(struct net *net, struct net_task *task);
-void net_task_end(struct net_task *task);
+struct loop {
+	pthread_mutex_t lock;
+	TAILQ_HEAD(, loop_call) inbox; /* guarded by lock */
+	bool is_closed;		       /* guarded by lock */
+	void (*wake)(struct loop *loop);
+	/* the thread's own */
+	LIST_HEAD(, loop_timer) timers;
+	LIST_HEAD(, loop_task) tasks;
+	uint64_t wake_ns; /* no timer is due before */
+};
+void loop_init(struct loop *loop, void (*wake)(struct loop *loop));
+void loop_deinit(struct loop *loop);
 
-const struct net_options *net_options_of(const struct net *net); /* deadline_ms is never 0 */
+/* Has fn run on the thread; a call that is queued already stays where it is. Any thread.
+ * False: the loop is closed, and fn will not run. */
+bool loop_post(struct loop *loop, struct loop_call *call);
+/* Takes it back when it has not run yet. Any thread. */
+void loop_unpost(struct loop *loop, struct loop_call *call);
+void loop_close(struct loop *loop); /* any thread */
+
+void loop_timer_set(struct loop *loop, struct loop_timer *timer, uint64_t at_ns);
+void loop_timer_clear(struct loop_timer *timer);
+void loop_task_begin(struct loop *loop, struct loop_task *task);
+void loop_task_end(struct loop_task *task);
+
+/* Runs what is queued and due. False when the loop is closed: then everything has been stopped. */
+bool loop_run(struct loop *loop);
+unsigned loop_patience_ms(const struct loop *loop); /* until the next timer, at most a minute */
+
+/* ------------------------------------------------------------------ the thread: fetch.c */
+
+struct loop *net_loop(struct net *net);
+const struct net_options *net_options_of(const struct net *net); /* any thread; deadline_ms > 0 */
 struct auth *net_auth(struct net *net);
 /* Uniform in [0, bound): for jitter, nothing secret. */
 uint64_t net_random(struct net *net, uint64_t bound);
@@ -93,7 +116,7 @@ struct exchange {
 	struct net *net;
 	struct net_host *host;
 	TAILQ_ENTRY(exchange) link; /* in its host's queue or among the active ones */
-	struct net_timer timer;	    /* watches for a stall, or delivers a failure */
+	struct loop_timer timer;    /* watches for a stall, or delivers a failure */
 	void *easy, *headers;	    /* curl's */
 	char *problem;		    /* curl's words about what failed */
 	uint64_t last_ns;	    /* when something was last heard */
@@ -136,7 +159,7 @@ int credentials_find(struct credentials *out, const char *json, size_t len, cons
 		     const char *repository, struct err *err);
 /* What a helper printed. Pure. 1 = found, 0 = it knows none; -EBADMSG. */
 int credentials_helper_answer(struct credentials *out, const char *text, size_t len);
-/* Reads the files and runs the helper; blocks, so on a thread of its own. Gives up with -ECANCELED
+/* Reads the files and runs the helper; any thread, and it blocks, so on one of its own. Gives up with -ECANCELED
  * when @stop_fd becomes readable. 0 also when there are none. On an error of one source the next
  * is tried; if none has any, @err has the reason of the last error. */
 int credentials_lookup(struct credentials *out, const char *host, const char *repository,
@@ -178,3 +201,41 @@ int auth_get(struct auth *auth, struct auth_wait *w, struct err *err);
 int auth_renew(struct auth *auth, struct auth_wait *w, const char *rejected, const char *challenge,
 	       struct err *err);
 void auth_forget(struct auth_wait *w); /* stops waiting; nothing when it does not wait */
+
+/* ------------------------------------------------------------------ wishes: get.c */
+
+/* The fields are set once by registry.c; the last ones are get.c's. */
+struct registry {
+	struct remote remote;
+	struct net *net;
+	char *host, *repository; /* as in image names */
+	char *path;		 /* "//host/v2/repository" */
+	pthread_mutex_t lock;	 /* guards impl of the transfers */
+
+	/* the network thread's own */
+	LIST_HEAD(, place) places;
+	bool is_plain;	/* http */
+	bool is_direct; /* has sent a blob itself */
+};
+
+/* Starts @t; whatever happens comes through its done. Any thread. */
+void get_range(struct registry *r, struct transfer *t);
+void get_range_cancel(struct registry *r, struct transfer *t);
+/* Blocks. The body is not verified; *media_type may become NULL, and the caller frees it. */
+int get_manifest(struct registry *r, const char *reference, struct strbuf *body, char **media_type,
+		 struct err *err);
+void get_forget_places(struct registry *r); /* nothing of @r may run */
+
+/* A thread that waits for something of the network. */
+struct waiter {
+	struct strbuf *body;
+	struct err *err; /* may be NULL */
+	char *media_type;
+	pthread_mutex_t lock;
+	pthread_cond_t cond;
+	int result;   /* guarded by lock */
+	bool is_done; /* guarded by lock */
+};
+#define WAITER_INIT .lock = PTHREAD_MUTEX_INITIALIZER, .cond = PTHREAD_COND_INITIALIZER
+void waiter_wake(struct waiter *w, int result, const struct err *err);
+int waiter_wait(struct waiter *w); /* the result */
