@@ -187,22 +187,29 @@ int source_layout_resolve(struct solver *solver, const char *name, const char *d
 int source_archive_resolve(struct solver *solver, const char *text, const struct ref_text *what,
 			   struct ref **out, struct err *err);
 
-/* From a root document to the ref of one image: follows indexes, chooses by platform. @root is the
- * descriptor of @body (its media type may be NULL). */
+/* The document that a name leads to: an index or a manifest. */
+struct image_root {
+	struct desc desc; /* the media type may be NULL */
+	struct strbuf body;
+	bool is_new; /* came from a registry just now */
+	bool has_platform;
+	struct platform platform; /* what the index above says of it */
+};
+void image_root_deinit(struct image_root *root);
+static inline void image_root_deinit_scoped(struct image_root *root)
+{
+	image_root_deinit(root);
+}
+/* From a root to the ref of one image: follows indexes, chooses by platform. */
 int image_from_root(struct ref **out, const char *name, const struct origin *origin,
-		    const struct desc *root, const struct strbuf *body,
-		    const struct platform *platform, struct err *err);
+		    const struct image_root *root, const struct platform *platform,
+		    struct err *err);
 /* index.json of a layout. */
 int layout_index_parse(struct manifest *out, const struct strbuf *json, struct err *err);
-/* The entry that @index has for @tag, NULL = none was given. Errors: -ENOENT, with the tags that
- * there are. */
-int layout_choose(struct desc *out, const struct manifest *index, const char *tag,
+/* Fills the descriptor and platform of @out from the entry that @index has for @tag, NULL = none was
+ * given. Errors: -ENOENT, with the tags that there are. */
+int layout_choose(struct image_root *out, const struct manifest *index, const char *tag,
 		  const struct platform *platform, struct err *err);
-static inline void desc_deinit_scoped(struct desc *desc)
-{
-	desc_deinit(desc);
-}
-
 /* ------------------------------------------------------------------ definitions (llb.c) */
 
 enum op_kind {

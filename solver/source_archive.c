@@ -264,7 +264,8 @@ static int resolve_oci(struct solver *solver, const char *text, const struct arc
 		       const char *tag, struct ref **out, struct err *err)
 {
 	const struct member *m;
-	scoped(strbuf_free) struct strbuf body = {0}, root_body = {0};
+	scoped(strbuf_free) struct strbuf body = {0};
+	scoped(image_root_deinit) struct image_root root = {0};
 	scoped(manifest_deinit) struct manifest index = {0};
 	scoped(remote_unref) struct remote *remote = NULL;
 	const struct platform *platform = &solver->options.platform;
@@ -278,15 +279,14 @@ static int resolve_oci(struct solver *solver, const char *text, const struct arc
 		r = make_remote(a, &remote, err);
 	if (r == 0)
 		r = add_blobs(a, remote, err);
-	scoped(desc_deinit) struct desc root = {0};
 	if (r == 0)
 		r = layout_choose(&root, &index, tag, platform, err);
 	const struct origin origin = {.store = solver->options.store, .remote = remote};
 	if (r == 0)
-		r = origin_read(&origin, &root, true, &root_body, err);
+		r = origin_read(&origin, &root.desc, true, &root.body, err);
 	if (r < 0)
 		return err_wrap(err, r, "%s", text);
-	return image_from_root(out, text, &origin, &root, &root_body, platform, err);
+	return image_from_root(out, text, &origin, &root, platform, err);
 }
 
 /* ------------------------------------------------------------------ docker save */

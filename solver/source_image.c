@@ -27,60 +27,68 @@ static int no_memory(struct err *err)
 
 /* ------------------------------------------------------------------ from root to image */
 
-static int make_image(struct ref **out, const char *name, const struct origin *origin,
-		      const struct manifest *m, const struct digest *digest,
-		      const struct platform *platform, struct err *err)
+void image_root_deinit(struct image_root *root)
 {
-	const struct ref_image image = {
-		.name = name,
-		.origin = origin,
-		.layers = m->layers,
-		.n_layers = m->n_layers,
-		.config = &m->config,
-		.manifest = digest,
-		.platform = platform,
-	};
-	return ref_image(out, &image, err);
+	desc_deinit(&root->desc);
+	strbuf_free(&root->body);
+	*root = (struct image_root){0};
+}
+
+/* One step from an index to the entry for @platform; @m becomes that document. */
+static int descend(struct manifest *m, const struct origin *origin, const struct platform *platform,
+		   struct image_root *at, struct err *err)
+{
+	const struct index_entry *entry;
+	scoped(strbuf_free) struct strbuf body = {0};
+	struct manifest next;
+	int r = manifest_choose(m->entries, m->n_entries, platform, &entry, err);
+	if (r == 0)
+		r = origin_read(origin, &entry->desc, true, &body, err);
+	if (r < 0)
+		return r;
+	at->desc.digest = entry->desc.digest;
+	if (entry->has_platform) {
+		at->platform = entry->platform;
+		at->has_platform = true;
+	}
+	r = manifest_parse(&next, body.data, body.len, entry->desc.media_type, err);
+	if (r < 0)
+		return r;
+	manifest_deinit(m);
+	*m = next;
+	return 0;
 }
 
 int image_from_root(struct ref **out, const char *name, const struct origin *origin,
-		    const struct desc *root, const struct strbuf *body,
-		    const struct platform *platform, struct err *err)
+		    const struct image_root *root, const struct platform *platform, struct err *err)
 {
 	char text[DIGEST_TEXT_MAX];
-	scoped(strbuf_free) struct strbuf child = {0};
-	struct digest digest = root->digest;
-	struct platform found;
-	bool has_found = false;
 	scoped(manifest_deinit) struct manifest m = {0};
-	int r = manifest_parse(&m, body->data, body->len, root->media_type, err);
+	struct image_root at = {
+		.desc.digest = root->desc.digest,
+		.has_platform = root->has_platform,
+		.platform = root->platform,
+	};
+	int r = manifest_parse(&m, root->body.data, root->body.len, root->desc.media_type, err);
 	for (int depth = 0; r == 0 && m.kind == MANIFEST_INDEX; depth++) {
-		const struct index_entry *entry;
-		if (depth == INDEX_DEPTH_MAX)
-			return err_set(err, -EBADMSG, "%s: indexes in indexes, deeper than %d",
-				       name, INDEX_DEPTH_MAX);
-		r = manifest_choose(m.entries, m.n_entries, platform, &entry, err);
-		if (r < 0)
-			return err_wrap(err, r, "%s", name);
-		digest = entry->desc.digest;
-		if (entry->has_platform) {
-			found = entry->platform;
-			has_found = true;
-		}
-		strbuf_clear(&child);
-		r = origin_read(origin, &entry->desc, true, &child, err);
-		if (r < 0)
-			return err_wrap(err, r, "%s", name);
-		struct manifest next;
-		r = manifest_parse(&next, child.data, child.len, entry->desc.media_type, err);
-		if (r == 0) {
-			manifest_deinit(&m);
-			m = next;
-		}
+		if (depth < INDEX_DEPTH_MAX)
+			r = descend(&m, origin, platform, &at, err);
+		else
+			r = err_set(err, -EBADMSG, "indexes in indexes, deeper than %d",
+				    INDEX_DEPTH_MAX);
 	}
 	if (r < 0)
-		return err_wrap(err, r, "%s: %s", name, digest_text(&digest, text));
-	return make_image(out, name, origin, &m, &digest, has_found ? &found : NULL, err);
+		return err_wrap(err, r, "%s: %s", name, digest_text(&at.desc.digest, text));
+	const struct ref_image image = {
+		.name = name,
+		.origin = origin,
+		.layers = m.layers,
+		.n_layers = m.n_layers,
+		.config = &m.config,
+		.manifest = &at.desc.digest,
+		.platform = at.has_platform ? &at.platform : NULL,
+	};
+	return ref_image(out, &image, err);
 }
 
 /* ------------------------------------------------------------------ registries */
@@ -136,26 +144,8 @@ static int get_registry(struct solver *solver, const struct image_name *name, st
 	return r;
 }
 
-/* The root document of an image and what is known of it. */
-struct root {
-	struct desc desc;
-	struct strbuf body;
-	bool is_new; /* came from the registry just now */
-};
-
-static void root_deinit(struct root *root)
-{
-	desc_deinit(&root->desc);
-	strbuf_free(&root->body);
-}
-
-static void root_deinit_scoped(struct root *root)
-{
-	root_deinit(root);
-}
-
 /* By digest, out of the store where it has it. */
-static int root_by_digest(struct root *root, const struct origin *origin, const char *text,
+static int root_by_digest(struct image_root *root, const struct origin *origin, const char *text,
 			  struct err *err)
 {
 	int r = digest_parse(&root->desc.digest, text, err);
@@ -173,7 +163,7 @@ static int root_by_digest(struct root *root, const struct origin *origin, const 
 }
 
 /* What @key meant last. Errors: -ENOENT. */
-static int root_recall(struct root *root, const struct origin *origin, const char *key,
+static int root_recall(struct image_root *root, const struct origin *origin, const char *key,
 		       struct err *err)
 {
 	int r = store_recall_name(origin->store, key, &root->desc.digest);
@@ -199,7 +189,7 @@ static bool is_network_error(int r)
 	}
 }
 
-static int root_ask(struct root *root, const struct origin *origin, const char *tag,
+static int root_ask(struct image_root *root, const struct origin *origin, const char *tag,
 		    struct err *err)
 {
 	if (!origin->registry)
@@ -214,7 +204,7 @@ static int root_ask(struct root *root, const struct origin *origin, const char *
 }
 
 /* Keeps what came, and what the tag means (@key, else NULL), for when the registry is gone. */
-static void root_keep(const struct root *root, const struct origin *origin, const char *key)
+static void root_keep(const struct image_root *root, const struct origin *origin, const char *key)
 {
 	if (!root->is_new)
 		return;
@@ -225,8 +215,9 @@ static void root_keep(const struct root *root, const struct origin *origin, cons
 		log_warn("cannot keep what %s means: %s", key, err_text(&why, r));
 }
 
-static int root_by_tag(struct root *root, const struct solver *solver, const struct origin *origin,
-		       const char *key, const char *tag, bool prefer_store, struct err *err)
+static int root_by_tag(struct image_root *root, const struct solver *solver,
+		       const struct origin *origin, const char *key, const char *tag,
+		       bool prefer_store, struct err *err)
 {
 	if (prefer_store && root_recall(root, origin, key, NULL) == 0)
 		return 0;
@@ -237,7 +228,7 @@ static int root_by_tag(struct root *root, const struct solver *solver, const str
 	strbuf_clear(&root->body);
 	if (!is_network_error(r) || root_recall(root, origin, key, NULL) < 0)
 		return err_set(err, r, "%s", err_text(&why, r));
-	if (!solver->options.offline) {
+	if (origin->registry && !solver->options.offline) {
 		char text[DIGEST_TEXT_MAX];
 		log_warn("%s: %s; taking what it meant last, %s", key, err_text(&why, r),
 			 digest_text(&root->desc.digest, text));
@@ -258,7 +249,7 @@ static int resolve_name(struct solver *solver, const char *text, const struct im
 		.registry = registry,
 		.remote = registry ? registry_remote(registry) : NULL,
 	};
-	scoped(root_deinit) struct root root = {0};
+	scoped(image_root_deinit) struct image_root root = {0};
 	if (name->digest)
 		r = root_by_digest(&root, &origin, name->digest, err);
 	else
@@ -271,7 +262,7 @@ static int resolve_name(struct solver *solver, const char *text, const struct im
 			       digest_text(&root.desc.digest, is),
 			       digest_text(request->checksum, want));
 	}
-	r = image_from_root(out, text, &origin, &root.desc, &root.body, request->platform, err);
+	r = image_from_root(out, text, &origin, &root, request->platform, err);
 	if (r == 0)
 		root_keep(&root, &origin, name->digest ? NULL : key);
 	return r;

@@ -91,7 +91,7 @@ int layout_index_parse(struct manifest *out, const struct strbuf *json, struct e
 	return 0;
 }
 
-int layout_choose(struct desc *out, const struct manifest *index, const char *tag,
+int layout_choose(struct image_root *out, const struct manifest *index, const char *tag,
 		  const struct platform *platform, struct err *err)
 {
 	scoped(free) struct index_entry *found = calloc(index->n_entries + 1, sizeof(*found));
@@ -118,7 +118,9 @@ int layout_choose(struct desc *out, const struct manifest *index, const char *ta
 	int r = are_one(found, n) ? 0 : manifest_choose(found, n, platform, &entry, err);
 	if (r < 0)
 		return r;
-	return desc_copy(out, &entry->desc) < 0 ? no_memory(err) : 0;
+	out->platform = entry->platform;
+	out->has_platform = entry->has_platform;
+	return desc_copy(&out->desc, &entry->desc) < 0 ? no_memory(err) : 0;
 }
 
 /* Reads @dir/@path whole. */
@@ -134,27 +136,26 @@ static int read_layout_file(const char *dir, const char *path, struct strbuf *ou
 }
 
 /* The root document by its digest alone: its size is that of its file. */
-static int root_by_digest(struct desc *root, struct strbuf *body, const char *dir,
-			  const char *digest, struct err *err)
+static int root_by_digest(struct image_root *root, const char *dir, const char *digest,
+			  struct err *err)
 {
-	int r = digest_parse(&root->digest, digest, err);
+	int r = digest_parse(&root->desc.digest, digest, err);
 	if (r < 0)
 		return r;
 	char hex[DIGEST_HEX_MAX], path[16 + DIGEST_HEX_MAX];
-	snprintf(path, sizeof(path), "blobs/sha256/%s", digest_hex(&root->digest, hex));
-	r = read_layout_file(dir, path, body, err);
+	snprintf(path, sizeof(path), "blobs/sha256/%s", digest_hex(&root->desc.digest, hex));
+	r = read_layout_file(dir, path, &root->body, err);
 	if (r < 0)
 		return r;
 	struct digest is;
-	digest_bytes(&is, body->data, body->len);
-	if (!digest_equal(&is, &root->digest))
+	digest_bytes(&is, root->body.data, root->body.len);
+	if (!digest_equal(&is, &root->desc.digest))
 		return err_set(err, -EBADMSG, "%s/%s does not match its name", dir, path);
 	return 0;
 }
 
-static int root_by_tag(struct desc *root, struct strbuf *body, const struct origin *origin,
-		       const char *dir, const char *tag, const struct platform *platform,
-		       struct err *err)
+static int root_by_tag(struct image_root *root, const struct origin *origin, const char *dir,
+		       const char *tag, const struct platform *platform, struct err *err)
 {
 	scoped(strbuf_free) struct strbuf json = {0};
 	scoped(manifest_deinit) struct manifest index = {0};
@@ -165,7 +166,7 @@ static int root_by_tag(struct desc *root, struct strbuf *body, const struct orig
 	if (r < 0)
 		return err_wrap(err, r, "%s", dir);
 	r = layout_choose(root, &index, tag, platform, err);
-	return r < 0 ? r : origin_read(origin, root, true, body, err);
+	return r < 0 ? r : origin_read(origin, &root->desc, true, &root->body, err);
 }
 
 int source_layout_resolve(struct solver *solver, const char *name, const char *dir, const char *tag,
@@ -173,8 +174,7 @@ int source_layout_resolve(struct solver *solver, const char *name, const char *d
 			  struct err *err)
 {
 	scoped(remote_unref) struct remote *remote = NULL;
-	scoped(desc_deinit) struct desc root = {0};
-	scoped(strbuf_free) struct strbuf body = {0};
+	scoped(image_root_deinit) struct image_root root = {0};
 	/* The server of a mount works elsewhere. */
 	scoped(free) char *real = realpath(dir, NULL);
 	if (!real)
@@ -184,12 +184,12 @@ int source_layout_resolve(struct solver *solver, const char *name, const char *d
 		return err_wrap(err, r, "%s", name);
 	const struct origin origin = {.store = solver->options.store, .remote = remote};
 	if (digest)
-		r = root_by_digest(&root, &body, real, digest, err);
+		r = root_by_digest(&root, real, digest, err);
 	else
-		r = root_by_tag(&root, &body, &origin, real, tag, request->platform, err);
+		r = root_by_tag(&root, &origin, real, tag, request->platform, err);
 	if (r < 0)
 		return err_wrap(err, r, "%s", name);
-	return image_from_root(out, name, &origin, &root, &body, request->platform, err);
+	return image_from_root(out, name, &origin, &root, request->platform, err);
 }
 
 /* The folder that the command line gave for attribute oci.store. */

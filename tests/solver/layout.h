@@ -21,7 +21,7 @@ static inline void tar_member(struct strbuf *tar, char type, const char *name, c
 	memcpy(head + 100, type == '5' ? "0000755" : "0000644", 8);
 	memcpy(head + 108, "0000000", 8);
 	memcpy(head + 116, "0000000", 8);
-	snprintf(head + 124, 12, "%011zo", is_link ? (size_t)0 : n);
+	snprintf(head + 124, 12, "%011o", is_link ? 0 : (unsigned)n);
 	memcpy(head + 136, "14000000000", 12);
 	memset(head + 148, ' ', 8);
 	head[156] = type;
