@@ -149,6 +149,8 @@ struct union_tree {
 /* Makes an input's attr the union's. Keeps is_opaque, which cooked unions must clear in the end. */
 void union_attr(const struct input *in, struct attr *attr);
 void union_made_up_attr(struct attr *out, uint64_t id);
+/* The input that @id belongs to and its id there; NULL for the union's own. */
+struct input *union_input_of(const struct union_tree *u, uint64_t id, uint64_t *inner);
 /* The folder of the input that is shown. Walks the trim path when that was not done yet. */
 int union_input_root(struct input *in, uint64_t *out, struct tree_wait *wait, struct err *err);
 

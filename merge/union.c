@@ -77,8 +77,7 @@ void union_made_up_attr(struct attr *out, uint64_t id)
 		.id = id, .type = NODE_DIR, .is_implicit = true, .mode = MADE_UP_MODE, .nlink = 1};
 }
 
-/* The input that @id belongs to and its number there; NULL for the union's own. */
-static struct input *input_of(struct union_tree *u, uint64_t id, uint64_t *inner)
+struct input *union_input_of(const struct union_tree *u, uint64_t id, uint64_t *inner)
 {
 	uint64_t leaf = id >> 32;
 	size_t low = 0, high = u->n_inputs;
@@ -152,7 +151,7 @@ int union_up(struct union_tree *u, uint64_t id, uint64_t *up, struct strbuf *nam
 
 	if (is_made_up(u, id))
 		return up_from_made_up(u, id, up, name);
-	struct input *in = input_of(u, id, &inner);
+	struct input *in = union_input_of(u, id, &inner);
 	if (!in)
 		return -ENOENT;
 	int r = union_input_root(in, &root, wait, err);
@@ -250,7 +249,7 @@ static int union_getattr(struct tree *t, uint64_t id, struct attr *out, struct t
 	if (is_made_up(u, id)) {
 		union_made_up_attr(out, id);
 	} else {
-		in = input_of(u, id, &inner);
+		in = union_input_of(u, id, &inner);
 		r = in ? tree_getattr(in->tree, inner, out, wait, err) : -ENOENT;
 		if (r < 0)
 			return r;
@@ -295,6 +294,10 @@ static int union_parent(struct tree *t, uint64_t dir, uint64_t *out, struct strb
 {
 	scoped(folder_unref) struct folder *f = NULL;
 
+	if (dir == TREE_ROOT) {
+		*out = TREE_ROOT;
+		return 0;
+	}
 	int r = union_folder(union_tree(t), dir, &f, NULL, err);
 	if (r < 0)
 		return r;
@@ -307,7 +310,7 @@ static int union_readlink(struct tree *t, uint64_t id, struct strbuf *out, struc
 {
 	struct union_tree *u = union_tree(t);
 	uint64_t inner;
-	struct input *in = input_of(u, id, &inner);
+	struct input *in = union_input_of(u, id, &inner);
 
 	if (!in)
 		return id == TREE_ROOT || is_made_up(u, id) ? -EINVAL : -ENOENT;
@@ -326,7 +329,7 @@ static int union_xattrs(struct tree *t, uint64_t id, tree_xattr_fn fn, void *arg
 		int r = root_attr(u, &attr, &in, NULL, err);
 		return r < 0 || !in ? r : tree_xattrs(in->tree, in->root, fn, arg, err);
 	}
-	in = input_of(u, id, &inner);
+	in = union_input_of(u, id, &inner);
 	if (!in)
 		return is_made_up(u, id) ? 0 : -ENOENT;
 	return tree_xattrs(in->tree, inner, fn, arg, err);
@@ -337,7 +340,7 @@ static int64_t union_read(struct tree *t, uint64_t id, uint64_t off, void *dst, 
 {
 	struct union_tree *u = union_tree(t);
 	uint64_t inner;
-	struct input *in = input_of(u, id, &inner);
+	struct input *in = union_input_of(u, id, &inner);
 
 	if (!in)
 		return id == TREE_ROOT || is_made_up(u, id) ? -EISDIR : -ENOENT;
@@ -347,7 +350,7 @@ static int64_t union_read(struct tree *t, uint64_t id, uint64_t off, void *dst, 
 static int union_seek_data(struct tree *t, uint64_t id, uint64_t off, uint64_t *data, uint64_t *end)
 {
 	uint64_t inner;
-	struct input *in = input_of(union_tree(t), id, &inner);
+	struct input *in = union_input_of(union_tree(t), id, &inner);
 
 	return in ? tree_seek_data(in->tree, inner, off, data, end) : -ENOENT;
 }
@@ -355,7 +358,7 @@ static int union_seek_data(struct tree *t, uint64_t id, uint64_t off, uint64_t *
 static int union_open_flat(struct tree *t, uint64_t id, bool make, int *fd, struct err *err)
 {
 	uint64_t inner;
-	struct input *in = input_of(union_tree(t), id, &inner);
+	struct input *in = union_input_of(union_tree(t), id, &inner);
 
 	return in ? tree_open_flat(in->tree, inner, make, fd, err) : -ENOENT;
 }
@@ -363,7 +366,7 @@ static int union_open_flat(struct tree *t, uint64_t id, bool make, int *fd, stru
 static int union_content_digest(struct tree *t, uint64_t id, struct digest *out)
 {
 	uint64_t inner;
-	struct input *in = input_of(union_tree(t), id, &inner);
+	struct input *in = union_input_of(union_tree(t), id, &inner);
 
 	return in ? tree_content_digest(in->tree, inner, out) : -ENOENT;
 }
@@ -551,7 +554,7 @@ void union_origin(struct tree **t, uint64_t *id)
 {
 	while ((*t)->ops == &union_ops) {
 		uint64_t inner;
-		struct input *in = input_of(union_tree(*t), *id, &inner);
+		struct input *in = union_input_of(union_tree(*t), *id, &inner);
 
 		if (!in)
 			return;

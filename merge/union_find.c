@@ -381,6 +381,27 @@ static struct folder_list *list_kept(struct union_tree *u, struct folder *f)
 	return take(l);
 }
 
+/* The attr of an entry of a list, as of now. In a folder that is not live itself there may be the
+ * root of a live input, put there by an add path: what is kept of it in the list is old. */
+static int entry_attr(const struct union_tree *u, const struct folder *f,
+		      const struct folder_entry *e, struct attr *out, struct tree_wait *wait,
+		      struct err *err)
+{
+	uint64_t inner;
+
+	*out = e->attr;
+	struct input *in = union_input_of(u, out->id, &inner);
+	if (!out->is_live || f->is_live || !in)
+		return 0;
+	int r = tree_getattr(in->tree, inner, out, wait, err);
+	if (r < 0)
+		return is_missing(in, r) ? -ENOENT : r;
+	union_attr(in, out);
+	out->is_opaque = e->attr.is_opaque;
+	out->is_live = true;
+	return 0;
+}
+
 /* A wait that nobody waits for. */
 static void probe_ready(struct tree_wait *wait)
 {
@@ -455,10 +476,8 @@ int union_find(struct union_tree *u, struct folder *f, const char *name, size_t 
 	if (l) {
 		const struct folder_entry *e = folder_list_find(l, name, len);
 
-		if (!e)
-			return -ENOENT;
-		*out = e->attr;
-		if (child && out->type == NODE_DIR) {
+		r = e ? entry_attr(u, f, e, out, wait, err) : -ENOENT;
+		if (r == 0 && child && out->type == NODE_DIR) {
 			made = folder_make(u, f->id, name, len, out,
 					   l->contributors.items + e->first_contributor,
 					   e->n_contributors);
@@ -581,16 +600,23 @@ static int pass_entry(void *arg, const char *name, size_t len, const struct attr
 	return p->fn(p->arg, name, len, &own, next);
 }
 
-static int give_list(const struct folder_list *l, uint64_t from, tree_list_fn fn, void *arg)
+static int give_list(const struct union_tree *u, const struct folder *f,
+		     const struct folder_list *l, uint64_t from, tree_list_fn fn, void *arg,
+		     struct tree_wait *wait, struct err *err)
 {
-	int r = 0;
-
-	for (uint64_t i = from; r == 0 && i < l->entries.n; i++) {
+	for (uint64_t i = from; i < l->entries.n; i++) {
 		const struct folder_entry *e = &l->entries.items[i];
+		struct attr attr;
 
-		r = fn(arg, l->names.data + e->name_off, e->name_len, &e->attr, i + 1);
+		int r = entry_attr(u, f, e, &attr, wait, err);
+		if (r == -ENOENT)
+			continue;
+		if (r == 0)
+			r = fn(arg, l->names.data + e->name_off, e->name_len, &attr, i + 1);
+		if (r != 0)
+			return r;
 	}
-	return r;
+	return 0;
 }
 
 int union_find_all(struct union_tree *u, struct folder *f, uint64_t from, tree_list_fn fn,
@@ -613,5 +639,5 @@ int union_find_all(struct union_tree *u, struct folder *f, uint64_t from, tree_l
 	/* A listing that goes on must go on in the list it began with. */
 	l = from > 0 ? folder_cache_list(&u->cache, f) : list_kept(u, f);
 	int r = l ? 0 : list_make(u, f, &l, wait, err);
-	return r < 0 ? r : give_list(l, from, fn, arg);
+	return r < 0 ? r : give_list(u, f, l, from, fn, arg, wait, err);
 }

@@ -839,6 +839,40 @@ static void a_host_folder_shows_its_changes_at_once(void **state)
 	assert_int_equal(rmdir(dir), 0);
 }
 
+static void a_host_folder_below_an_add_path_is_live_and_the_rest_is_not(void **state)
+{
+	char dir[] = "/tmp/llbfs-union-XXXXXX";
+	struct union_input in[2] = {{.tree = new_memtree()}, {.add = "/src"}};
+	struct attr a;
+
+	assert_non_null(mkdtemp(dir));
+	assert_int_equal(dirtree_new(&in[1].tree, dir, false, NULL), 0);
+	add(in[0].tree, "/etc/f", NODE_FILE, "", 1);
+	struct tree *t = make_union(in, 2, false);
+	for (mode_t mode = 0700; mode < 0703; mode++) {
+		struct tree_listing l;
+
+		assert_int_equal(chmod(dir, mode), 0);
+		assert_int_equal(tree_listing_read(&l, t, TREE_ROOT, NULL, NULL), 0);
+		assert_int_equal(l.entries.n, 2);
+		assert_int_equal(l.entries.items[1].attr.mode, mode);
+		assert_true(l.entries.items[1].attr.is_live);
+		assert_false(l.entries.items[0].attr.is_live);
+		tree_listing_deinit(&l);
+		assert_int_equal(tree_lookup(t, TREE_ROOT, "src", 3, &a, NULL, NULL), 0);
+		assert_int_equal(a.mode, mode);
+		assert_int_equal(at(t, "/src").mode, mode);
+	}
+	assert_false(at(t, "/").is_live);
+	assert_false(at(t, "/etc").is_live);
+	assert_int_equal(rmdir(dir), 0);
+	assert_int_equal(tree_lookup(t, TREE_ROOT, "src", 3, &a, NULL, NULL), -ENOENT);
+	expect_names(t, "/", "etc");
+	tree_unref(t);
+	tree_unref(in[0].tree);
+	tree_unref(in[1].tree);
+}
+
 struct hammer {
 	struct tree *tree;
 	const struct model *want;
@@ -905,6 +939,7 @@ int main(void)
 		cmocka_unit_test(ten_thousand_inputs_are_listed_and_searched),
 		cmocka_unit_test(with_many_inputs_a_decided_name_does_not_wait_either),
 		cmocka_unit_test(a_host_folder_shows_its_changes_at_once),
+		cmocka_unit_test(a_host_folder_below_an_add_path_is_live_and_the_rest_is_not),
 		cmocka_unit_test(threads_agree_while_folders_come_and_go),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
