@@ -379,7 +379,7 @@ static void grant_look_up(struct grant *g)
 
 	g->looked_up.fn = lookup_done;
 	g->stop_fd = eventfd(0, EFD_CLOEXEC);
-	/* The thread starts with all signals blocked: a helper that hangs up must not raise SIGPIPE. */
+	/* Signals are for the threads that wait for them. */
 	sigfillset(&all);
 	pthread_sigmask(SIG_SETMASK, &all, &old);
 	int r = g->stop_fd < 0 ? -errno : -pthread_create(&g->thread, NULL, lookup_main, g);

@@ -32,6 +32,7 @@
 #include <signal.h>
 #include <spawn.h>
 #include <stdio.h>
+#include <sys/mman.h>
 #include <sys/pidfd.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -223,44 +224,46 @@ int credentials_helper_answer(struct credentials *out, const char *text, size_t 
 
 struct helper {
 	pid_t pid;
-	int in, out; /* our ends of its stdin and stdout */
+	int out; /* our end of its stdout */
 };
 
-static int helper_spawn(struct helper *h, const char *program, struct err *err)
+/* Its stdin is a file and no pipe: it may well end without having read it. */
+static int helper_stdin(const char *text)
 {
-	int in[2] = {-1, -1}, out[2] = {-1, -1};
+	int fd = memfd_create("server", MFD_CLOEXEC);
+
+	if (fd >= 0 && pwrite_full(fd, text, strlen(text), 0) < 0) {
+		close_fd(fd);
+		fd = -1;
+	}
+	return fd;
+}
+
+static int helper_spawn(struct helper *h, const char *program, const char *key, struct err *err)
+{
+	scoped(close_fd) int in = helper_stdin(key);
+	int out[2];
 	char *argv[] = {(char *)program, (char *)"get", NULL};
 	posix_spawn_file_actions_t files;
 	posix_spawnattr_t attr;
-	sigset_t none, pipe_only;
+	sigset_t none;
 
-	if (pipe2(in, O_CLOEXEC) < 0 || pipe2(out, O_CLOEXEC) < 0) {
-		int r = err_errno(err, "%s", program);
-		close_fd(in[0]);
-		close_fd(in[1]);
-		return r;
-	}
-	sigemptyset(&none);
-	sigemptyset(&pipe_only);
-	sigaddset(&pipe_only, SIGPIPE);
+	if (in < 0 || pipe2(out, O_CLOEXEC) < 0)
+		return err_errno(err, "%s", program);
 	posix_spawn_file_actions_init(&files);
-	posix_spawn_file_actions_adddup2(&files, in[0], STDIN_FILENO);
+	posix_spawn_file_actions_adddup2(&files, in, STDIN_FILENO);
 	posix_spawn_file_actions_adddup2(&files, out[1], STDOUT_FILENO);
 	posix_spawnattr_init(&attr);
 	/* A group of its own, so that what it starts goes with it; our blocked signals are not its. */
-	posix_spawnattr_setflags(&attr, POSIX_SPAWN_SETPGROUP | POSIX_SPAWN_SETSIGMASK |
-						POSIX_SPAWN_SETSIGDEF);
+	posix_spawnattr_setflags(&attr, POSIX_SPAWN_SETPGROUP | POSIX_SPAWN_SETSIGMASK);
+	sigemptyset(&none);
 	posix_spawnattr_setsigmask(&attr, &none);
-	posix_spawnattr_setsigdefault(&attr, &pipe_only);
 	int r = -posix_spawnp(&h->pid, program, &files, &attr, argv, environ);
 	posix_spawnattr_destroy(&attr);
 	posix_spawn_file_actions_destroy(&files);
-	close_fd(in[0]);
 	close_fd(out[1]);
-	h->in = in[1];
 	h->out = out[0];
 	if (r < 0) {
-		close_fd(h->in);
 		close_fd(h->out);
 		return err_set(err, r, "%s: %s", program, strerror(-r));
 	}
@@ -313,7 +316,6 @@ static int helper_end(struct helper *h, bool is_done)
 	while (waitpid(h->pid, &status, 0) < 0 && errno == EINTR)
 		;
 	close_fd(gone.fd);
-	close_fd(h->in);
 	close_fd(h->out);
 	return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
 }
@@ -335,13 +337,9 @@ static int helper_ask(struct credentials *c, int stop_fd, struct err *err)
 
 	if (!program)
 		return err_set(err, -ENOMEM, "no memory");
-	int r = helper_spawn(&h, program, err);
+	int r = helper_spawn(&h, program, c->helper_key, err);
 	if (r < 0)
 		return r;
-	/* The key is shorter than a pipe is long; a helper that does not read it is no error. */
-	(void)!write_full(h.in, c->helper_key, strlen(c->helper_key));
-	close_fd(h.in);
-	h.in = -1;
 	r = helper_read(&h, stop_fd, &text, err);
 	int status = helper_end(&h, r == 0);
 	if (r < 0)
