@@ -4,21 +4,16 @@
  * dirtree: a folder of this host as a tree, live.
  *
  * No descriptor is held between calls: ten thousand of these trees may be open at once. So an id
- * must lead back to a file by name. A growing table remembers for each id the folder and the name
- * under which it was last seen, and what it was: device, inode, birth time and type. A call
- * rebuilds the path from the chain of folders, opens it beneath the root, and checks that it still
- * finds the same thing; if not, the answer is -ESTALE, upon which the kernel looks the path up
- * again. It never serves one file's bytes under another's number.
+ * must lead back to a file by name: dirtable.c remembers for each the folder and the name under
+ * which it was last seen, and what it was. A call rebuilds the path from the chain of folders,
+ * opens it beneath the root, and checks that it still finds the same thing; if not, the answer is
+ * -ESTALE, upon which the path is to be looked up again. It never serves one file's bytes under
+ * another's number.
  *
  * Beneath the root means: openat2 with RESOLVE_BENEATH and no symbolic links (names come from the
  * table and hold no "/" or ".."), or, where a sandbox forbids openat2, one openat with O_NOFOLLOW
  * for each name, which gives the same answer in more calls. Mounts are crossed, as the host shows
  * them.
- *
- * Files with the same inode share an id, so that hard links are seen as such. A folder's id also
- * depends on where it is, because one folder can be bound to two places of the host and a kernel
- * refuses a folder with two parents. The birth time tells an inode number that is used again from
- * its former owner.
  *
  * As a layer (@is_layer) the marks that overlayfs and fuse-overlayfs leave in an upper folder are
  * read as such: a 0:0 character device, or an entry ".wh.NAME", hides NAME; the xattr
@@ -51,14 +46,6 @@
 #define WHITEOUT_PREFIX ".wh."
 #define WHITEOUT_OPAQUE ".wh..wh..opq"
 
-struct dir_node {
-	uint64_t parent;
-	char *name; /* "" for the root */
-	uint64_t dev, ino;
-	int64_t btime_ns;
-	uint8_t type; /* S_IFMT >> 12 */
-};
-
 /* The names of a folder, sorted. */
 struct dir_names {
 	struct strbuf text;
@@ -70,10 +57,8 @@ struct dirtree {
 	char *path;
 	bool is_layer;
 
+	struct dir_table table;
 	pthread_mutex_t lock;
-	vec(struct dir_node) nodes; /* guarded by lock; node i has the id i + 1 */
-	uint32_t *slots; /* guarded by lock: hash table of ids, 0 = free; n_slots is a power of 2 */
-	size_t n_slots;
 	/* A listing that was stopped half way, so that its cookies stay good. Guarded by lock. */
 	uint64_t kept_dir;
 	struct dir_names kept;
@@ -110,156 +95,6 @@ static uint8_t node_type(uint32_t mode)
 	default:
 		return NODE_NONE;
 	}
-}
-
-/* ------------------------------------------------------------------ ids */
-
-static struct dir_node node_of(uint64_t parent, const char *name, const struct statx *st)
-{
-	return (struct dir_node){
-		.parent = parent,
-		.name = (char *)name,
-		.dev = (uint64_t)st->stx_dev_major << 32 | st->stx_dev_minor,
-		.ino = st->stx_ino,
-		.btime_ns = st->stx_mask & STATX_BTIME
-				    ? (int64_t)((uint64_t)st->stx_btime.tv_sec * NS_PER_S +
-						st->stx_btime.tv_nsec)
-				    : 0,
-		.type = (uint8_t)((st->stx_mode & S_IFMT) >> 12),
-	};
-}
-
-static bool node_is_dir(const struct dir_node *n)
-{
-	return n->type == S_IFDIR >> 12;
-}
-
-static uint64_t node_hash(const struct dir_node *n)
-{
-	uint64_t key[] = {n->dev, n->ino, (uint64_t)n->btime_ns, n->type, 0, 0};
-
-	if (node_is_dir(n)) {
-		key[4] = n->parent;
-		key[5] = hash_bytes(n->name, strlen(n->name));
-	}
-	return hash_bytes(key, sizeof(key));
-}
-
-static bool node_is_same_inode(const struct dir_node *a, const struct dir_node *b)
-{
-	return a->dev == b->dev && a->ino == b->ino && a->btime_ns == b->btime_ns &&
-	       a->type == b->type;
-}
-
-static bool node_is_same(const struct dir_node *a, const struct dir_node *b)
-{
-	return node_is_same_inode(a, b) &&
-	       (!node_is_dir(a) || (a->parent == b->parent && strcmp(a->name, b->name) == 0));
-}
-
-/* The slot of @want, or the free one where it belongs. */
-static uint32_t *table_slot(struct dirtree *d, const struct dir_node *want)
-{
-	size_t i = node_hash(want) & (d->n_slots - 1);
-
-	while (d->slots[i] && !node_is_same(&d->nodes.items[d->slots[i] - 1], want))
-		i = (i + 1) & (d->n_slots - 1);
-	return &d->slots[i];
-}
-
-static int table_grow(struct dirtree *d)
-{
-	size_t n = d->n_slots ? 2 * d->n_slots : 16;
-	uint32_t *slots = calloc(n, sizeof(*slots));
-
-	if (!slots)
-		return -ENOMEM;
-	free(d->slots);
-	d->slots = slots;
-	d->n_slots = n;
-	for (uint32_t i = 1; i < d->nodes.n; i++)
-		*table_slot(d, &d->nodes.items[i]) = i + 1;
-	return 0;
-}
-
-static int table_add(struct dirtree *d, const struct dir_node *want, uint64_t *id)
-{
-	if (d->nodes.n == UINT32_MAX)
-		return -ENOSPC;
-	/* At most three quarters full, so that searches end. */
-	if (4 * (d->nodes.n + 1) > 3 * d->n_slots && table_grow(d) < 0)
-		return -ENOMEM;
-	scoped(free) char *name = strdup(want->name);
-	struct dir_node *n = name ? vec_push(&d->nodes) : NULL;
-	if (!n)
-		return -ENOMEM;
-	*n = *want;
-	n->name = take(name);
-	*table_slot(d, n) = (uint32_t)d->nodes.n;
-	*id = d->nodes.n;
-	return 0;
-}
-
-/* The id of what was just seen as @name in @parent. */
-static int dir_intern(struct dirtree *d, uint64_t parent, const char *name, const struct statx *st,
-		      uint64_t *id)
-{
-	const struct dir_node want = node_of(parent, name, st);
-	int r = 0;
-
-	pthread_mutex_lock(&d->lock);
-	uint32_t found = d->n_slots ? *table_slot(d, &want) : 0;
-	if (!found) {
-		r = table_add(d, &want, id);
-	} else {
-		struct dir_node *n = &d->nodes.items[found - 1];
-
-		*id = found;
-		/* The latest name of a file is the one most likely to still be there. */
-		if (n->parent != parent || strcmp(n->name, name) != 0) {
-			char *copy = strdup(name);
-			if (copy) {
-				free(n->name);
-				n->name = copy;
-				n->parent = parent;
-			} else {
-				r = -ENOMEM;
-			}
-		}
-	}
-	pthread_mutex_unlock(&d->lock);
-	return r;
-}
-
-/* The path of @id below the root ("" for the root itself) and what it was when last seen. */
-static int dir_path(struct dirtree *d, uint64_t id, struct strbuf *path, struct dir_node *node)
-{
-	vec(uint64_t) chain = {0};
-	int r = 0;
-
-	pthread_mutex_lock(&d->lock);
-	if (id < TREE_ROOT || id > d->nodes.n)
-		r = -ENOENT;
-	/* Ends: a folder is entered into the table after the one that holds it. */
-	for (uint64_t at = id; r == 0 && at != TREE_ROOT; at = d->nodes.items[at - 1].parent) {
-		uint64_t *p = vec_push(&chain);
-		if (p)
-			*p = at;
-		else
-			r = -ENOMEM;
-	}
-	for (size_t i = chain.n; r == 0 && i > 0; i--) {
-		if (path->len > 0)
-			strbuf_putc(path, '/');
-		strbuf_puts(path, d->nodes.items[chain.items[i - 1] - 1].name);
-	}
-	if (r == 0) {
-		*node = d->nodes.items[id - 1];
-		node->name = NULL; /* may be replaced once the lock is gone */
-	}
-	pthread_mutex_unlock(&d->lock);
-	vec_free(&chain);
-	return r == 0 && path->failed ? -ENOMEM : r;
 }
 
 /* ------------------------------------------------------------------ opening beneath the root */
@@ -338,7 +173,7 @@ static int dir_open(struct dirtree *d, uint64_t id, struct statx *st, int *out, 
 	struct dir_node was;
 	char nothing[1] = "";
 
-	int r = dir_path(d, id, &path, &was);
+	int r = dirtable_path(&d->table, id, &path, &was);
 	if (r < 0)
 		return r;
 	scoped(close_fd) int fd = dir_open_path(d, path.data ? path.data : nothing, err);
@@ -348,8 +183,7 @@ static int dir_open(struct dirtree *d, uint64_t id, struct statx *st, int *out, 
 		return err_set(err, -ESTALE, "%s: changed on the host", d->path);
 	if (r < 0)
 		return r;
-	const struct dir_node is = node_of(0, "", st);
-	if (id != TREE_ROOT && !node_is_same_inode(&is, &was))
+	if (id != TREE_ROOT && !dirtable_is_inode(&was, st))
 		return err_set(err, -ESTALE, "%s: a file was replaced on the host", d->path);
 	*out = fd;
 	fd = -1;
@@ -466,9 +300,9 @@ static int dir_entry(struct dirtree *d, uint64_t parent, int dir, const char *na
 		is_hidden = true;
 		r = statx_of(dir, mark, &st);
 		if (r == 0)
-			r = dir_intern(d, parent, mark, &st, &id);
+			r = dirtable_intern(&d->table, parent, mark, &st, &id);
 	} else if (r == 0) {
-		r = dir_intern(d, parent, name, &st, &id);
+		r = dirtable_intern(&d->table, parent, name, &st, &id);
 	}
 	if (r < 0)
 		return r;
@@ -526,22 +360,7 @@ static int dir_lookup(struct tree *t, uint64_t dir, const char *name, size_t len
 static int dir_parent(struct tree *t, uint64_t dir, uint64_t *out, struct strbuf *name,
 		      struct err *err)
 {
-	struct dirtree *d = dirtree(t);
-	int r = 0;
-
-	pthread_mutex_lock(&d->lock);
-	if (dir < TREE_ROOT || dir > d->nodes.n) {
-		r = -ENOENT;
-	} else {
-		const struct dir_node *n = &d->nodes.items[dir - 1];
-
-		*out = n->parent;
-		strbuf_puts(name, n->name);
-		if (!node_is_dir(n))
-			r = -ENOTDIR;
-	}
-	pthread_mutex_unlock(&d->lock);
-	return r == 0 && name->failed ? -ENOMEM : r;
+	return dirtable_parent(&dirtree(t)->table, dir, out, name);
 }
 
 static int dir_readlink(struct tree *t, uint64_t id, struct strbuf *out, struct err *err)
@@ -783,10 +602,7 @@ static void dir_free(struct tree *t)
 {
 	struct dirtree *d = dirtree(t);
 
-	for (size_t i = 0; i < d->nodes.n; i++)
-		free(d->nodes.items[i].name);
-	vec_free(&d->nodes);
-	free(d->slots);
+	dirtable_deinit(&d->table);
 	dir_names_deinit(&d->kept);
 	pthread_mutex_destroy(&d->lock);
 	free(d->path);
@@ -823,14 +639,10 @@ int dirtree_new(struct tree **out, const char *path, bool is_layer, struct err *
 	pthread_mutex_init(&d->lock, NULL);
 	d->path = take(real);
 	d->is_layer = is_layer;
-	struct dir_node *root = vec_push(&d->nodes);
-	char *name = strdup("");
-	if (!root || !name) {
-		free(name);
+	if (dirtable_init(&d->table) < 0) {
 		dir_free(&d->tree);
 		return -ENOMEM;
 	}
-	*root = (struct dir_node){.parent = TREE_ROOT, .name = name, .type = S_IFDIR >> 12};
 	*out = &d->tree;
 	return 0;
 }

@@ -39,6 +39,34 @@ static inline const char *tree_entry_name(const struct tree_listing *l, const st
 	return l->names.data + e->name_off;
 }
 
+/* ------------------------------------------------------------------ host folders (dirtable.c) */
+
+struct dir_node {
+	uint64_t parent; /* id of the folder */
+	char *name; /* "" for the root */
+	uint64_t dev, ino;
+	int64_t btime_ns;
+	uint8_t type; /* S_IFMT >> 12 */
+};
+struct dir_table {
+	pthread_mutex_t lock; /* guards all below */
+	vec(struct dir_node) nodes; /* node i has the id i + 1 */
+	uint32_t *slots; /* hash table of ids, 0 = free; n_slots is a power of 2 */
+	size_t n_slots;
+};
+struct statx;
+int dirtable_init(struct dir_table *t); /* to be deinitialised even after an error */
+void dirtable_deinit(struct dir_table *t);
+/* The id of what was just seen as @name in the folder @parent. */
+int dirtable_intern(struct dir_table *t, uint64_t parent, const char *name, const struct statx *st,
+		    uint64_t *id);
+/* The path of @id below the root ("" for the root itself), and what it was when last seen (its name
+ * is left out). */
+int dirtable_path(struct dir_table *t, uint64_t id, struct strbuf *path, struct dir_node *was);
+/* True when @st is of what @was was. */
+bool dirtable_is_inode(const struct dir_node *was, const struct statx *st);
+int dirtable_parent(struct dir_table *t, uint64_t dir, uint64_t *out, struct strbuf *name);
+
 /* ------------------------------------------------------------------ unions: merged folders (folder.c)
  * What union.c has found out about a folder and keeps while there is room. All of it can be found
  * out again from the folder's id. A folder never changes once made; its list comes later. */

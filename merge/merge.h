@@ -99,7 +99,8 @@ struct tree *tree_ref(struct tree *t);
 struct tree *tree_unref(struct tree *t); /* returns NULL */
 define_scoped(struct tree *, tree_unref);
 
-/* Errors: -ENOENT no such id, -EAGAIN (see tree_wait), -EIO and others with a reason. */
+/* Errors: -ENOENT no such id, -EAGAIN (see tree_wait), -EIO and others with a reason. All calls on
+ * a live tree: -ESTALE when the file is not any more what it was when its id was given out. */
 int tree_getattr(struct tree *t, uint64_t id, struct attr *out, struct tree_wait *wait,
 		 struct err *err);
 /* -ENOENT, -ENOTDIR, -EAGAIN, … */
