@@ -76,7 +76,7 @@ struct blob {
 	pthread_mutex_t keep_lock; /* before lock; held while the sparse file is made or room is sought */
 	uint64_t written, reserved; /* its bytes, and what the catalogue grants; guarded by keep_lock */
 
-	uint64_t fetched; /* atomic */
+	uint64_t fetched, read; /* atomic, as in struct blob_usage */
 };
 
 /* Ranges to be fetched in the background, a few windows at a time. */

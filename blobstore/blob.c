@@ -541,7 +541,10 @@ void blob_usage(struct blob *blob, struct blob_usage *out)
 {
 	struct span_table *spans = __atomic_load_n(&blob->spans, __ATOMIC_ACQUIRE);
 
-	*out = (struct blob_usage){.fetched = __atomic_load_n(&blob->fetched, __ATOMIC_RELAXED)};
+	*out = (struct blob_usage){
+		.fetched = __atomic_load_n(&blob->fetched, __ATOMIC_RELAXED),
+		.read = __atomic_load_n(&blob->read, __ATOMIC_RELAXED),
+	};
 	out->is_complete = blob_find_full(blob);
 	if (out->is_complete) {
 		out->here = blob->desc.size;

@@ -327,6 +327,7 @@ bool blob_is_here(struct blob *blob, uint64_t plain_off, uint64_t len);
 
 struct blob_usage {
 	uint64_t fetched; /* stored bytes that came over the network for this blob, this process */
+	uint64_t read; /* stored bytes that were read from files of this host, this process */
 	uint64_t here; /* stored bytes that are in the store or at a local remote */
 	bool is_complete; /* the whole blob is in the store or at a local remote */
 };

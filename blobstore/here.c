@@ -299,6 +299,7 @@ int blob_load_here(struct blob *blob, const struct group *g, struct plain **out,
 		return -ENOMEM;
 	int r = pread_full(fd, stored, g->span.stored_len, base + g->span.stored_off);
 	if (r == 0) {
+		__atomic_fetch_add(&blob->read, g->span.stored_len, __ATOMIC_RELAXED);
 		r = blob_decode_group(blob, g, stored, out, err);
 	} else {
 		err_set(err, r, "layer sha256:%s: stored bytes at %llu: %s", blob->hex,

@@ -367,6 +367,7 @@ static int pass_refill(struct blob_pass *pass, struct err *err)
 			   pass->source.base + pass->stored_off);
 	if (r < 0)
 		return err_set(err, r, "layer sha256:%s: %s", pass->blob->hex, strerror(-r));
+	__atomic_fetch_add(&pass->blob->read, (uint64_t)n, __ATOMIC_RELAXED);
 	hasher_add(pass->stored_hash, pass->in, (size_t)n);
 	pass->stored_off += (uint64_t)n;
 	__atomic_store_n(&pass->position, pass->stored_off, __ATOMIC_RELAXED);

@@ -88,6 +88,8 @@ int blob_read_stored(struct blob *blob, uint64_t stored_off, void *dst, size_t l
 		r = pread_full(blob->full_fd, dst, len, blob->full_off + stored_off);
 		if (r < 0)
 			err_set(err, r, "%s", strerror(-r));
+		else
+			__atomic_fetch_add(&blob->read, len, __ATOMIC_RELAXED);
 	} else if (blob->remote) {
 		r = fetch_stored(blob, stored_off, dst, len, err);
 	} else {
