@@ -106,7 +106,7 @@ static const char *status_text(const json_t *status, const char *key)
 
 static void status_table_layers(struct strbuf *out, const json_t *layers)
 {
-	char size[16], fetched[16];
+	char size[16], fetched[16], read[16];
 	size_t i;
 	json_t *layer;
 
@@ -115,10 +115,11 @@ static void status_table_layers(struct strbuf *out, const json_t *layers)
 		const char *digest = status_text(layer, "digest"),
 			   *reason = status_text(layer, "reason");
 
-		strbuf_printf(out, "  %.19s  %s of %s  %s%s%s%s\n",
+		strbuf_printf(out, "  %.19s  %s, %s fetched, %s read  %s%s%s%s\n",
 			      *digest ? digest : status_text(layer, "dir"),
-			      format_size(fetched, (uint64_t)status_number(layer, "fetched")),
 			      format_size(size, (uint64_t)status_number(layer, "size")),
+			      format_size(fetched, (uint64_t)status_number(layer, "fetched")),
+			      format_size(read, (uint64_t)status_number(layer, "read")),
 			      status_text(layer, "format"),
 			      json_is_true(json_object_get(layer, "lazy")) ? " lazy" : "",
 			      *reason ? ": " : "", reason);
@@ -127,22 +128,22 @@ static void status_table_layers(struct strbuf *out, const json_t *layers)
 
 static void status_table(struct strbuf *out, const json_t *status)
 {
-	char fetched[16], total[16], read[16];
+	char fetched[16], total[16], read[16], served[16];
 	size_t i;
 	json_t *error;
 
 	row_name(out, status_text(status, "mountpoint"));
 	strbuf_puts(out, "  ");
 	row_name(out, status_text(status, "ref"));
-	strbuf_printf(out,
-		      "\n  pid %lld, data %s (%s)\n  fetched %s of %s in %lld requests, read %s in "
-		      "%lld reads\n",
-		      status_number(status, "pid"), status_text(status, "data"),
-		      status_text(status, "data_reason"),
-		      format_size(fetched, (uint64_t)status_number(status, "bytes_fetched")),
+	strbuf_printf(out, "\n  pid %lld, data %s (%s)\n", status_number(status, "pid"),
+		      status_text(status, "data"), status_text(status, "data_reason"));
+	strbuf_printf(out, "  layers: %s, of which %s fetched in %lld requests, %s read here\n",
 		      format_size(total, (uint64_t)status_number(status, "bytes_total")),
+		      format_size(fetched, (uint64_t)status_number(status, "bytes_fetched")),
 		      status_number(status, "requests"),
-		      format_size(read, (uint64_t)status_number(status, "bytes_read")),
+		      format_size(read, (uint64_t)status_number(status, "bytes_read")));
+	strbuf_printf(out, "  given to the kernel: %s in %lld reads\n",
+		      format_size(served, (uint64_t)status_number(status, "bytes_served")),
 		      status_number(status, "reads"));
 	status_table_layers(out, json_object_get(status, "layers"));
 	json_array_foreach(json_object_get(status, "errors"), i, error) strbuf_printf(

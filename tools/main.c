@@ -16,98 +16,197 @@
 #define REF_FILES "It works without FUSE and fetches only what it needs."
 
 const struct command commands[] = {
-	{"mount",
-	 "[-f] [-o OPTS] [--prefetch none|learned|all] [--merge ...]... [REF...] [MOUNTPOINT]",
-	 "show the files of images at a folder",
-	 "Returns when the mount answers; bytes are fetched when they are read, and verified. "
-	 "Several REFs are merged in the order typed, the later wins. MOUNTPOINT is an existing "
-	 "folder. A single REF without one is mounted below $XDG_RUNTIME_DIR/llbfs (for root "
-	 "without "
-	 "it /run/llbfs/mnt), and the path is printed.\n\n"
-	 "OPTS are those of mount(8): ro, allow_other, uid=N and gid=N (who owns everything), "
-	 "suid, "
-	 "nosuid, dev, nodev, fsname=TEXT; data=noopen|passthrough|auto|open (how bytes reach the "
-	 "kernel: noopen is fastest for many small files, passthrough for large ones); prefetch=, "
-	 "merge=, layer= and any global option without its dashes (offline, deadline=10s, ...). A "
-	 "comma inside a value is written \\, or the value is put in double quotes.\n\n"
-	 "mount -t fuse.llbfs REF DIR and lines of fstab do the same through mount.fuse.llbfs; "
-	 "there, "
-	 "REF may be none when merge= names the inputs.",
-	 "cd $(llbfs mount debian:12)", FOR_REF | FOR_MOUNT, false, cmd_mount},
-	{"umount", "[-l] MOUNTPOINT", "take a mount away, whether its server lives or not",
-	 "fusermount3 -u and umount do as well while the server lives.", "llbfs umount /mnt",
-	 FOR_UMOUNT, false, cmd_umount},
-	{"mounts", "", "list the live mounts",
-	 "One line each, with the process that serves it, or dead when nobody answers: llbfs "
-	 "umount "
-	 "clears those. JSON keys: mountpoint ref pid answers.",
-	 "llbfs mounts", 0, false, cmd_mounts},
-	{"status", "[MOUNTPOINT]", "what a mount has fetched, and why reads failed",
-	 "One JSON object a line, for every live mount when none is named; --format table is for "
-	 "people. Keys: mountpoint ref rw pid layers[] bytes_fetched bytes_total bytes_read "
-	 "requests "
-	 "reads errors[] prefetch data data_reason. A layer has digest media_type size format lazy "
-	 "reason fetched ready; format is tar, gzip, zstd, estargz, zstdchunked, soci, local, or "
-	 "empty "
-	 "while not looked at. bytes_fetched and requests count what came over the network; "
-	 "bytes_read what the kernel asked for. An error has time code what text.",
-	 "llbfs status /mnt | jq .bytes_fetched", 0, false, cmd_status},
-	{"ls", "[-lR] REF [PATH]", "list a folder of an image",
-	 REF_FILES
-	 " With --format json each file is one object, with the keys that llbfs stat prints.",
-	 "llbfs ls -l alpine:3.20 /etc", FOR_REF | FOR_LS | FOR_SHA256, false, cmd_ls},
-	{"cat", "REF PATH...", "print files of an image", REF_FILES,
-	 "llbfs cat debian:12 /etc/os-release", FOR_REF, false, cmd_cat},
-	{"stat", "REF PATH", "show all that is known of a file",
-	 REF_FILES
-	 " A symbolic link is shown, not followed. JSON keys: path type mode uid gid mtime "
-	 "inode nlink always; mtime_ns when not 0; size for regular files; link for symbolic "
-	 "links; dev "
-	 "for devices; xattrs, values in hex, when there are any; sha256 when asked for. type is "
-	 "one of "
-	 "reg dir symlink char block fifo socket, mode is octal text.",
-	 "llbfs stat --format json alpine:3.20 /bin/sh", FOR_REF | FOR_SHA256, false, cmd_stat},
-	{"find", "REF [PATH] [-name GLOB] [-type T]", "list everything below a folder",
-	 REF_FILES
-	 " Paths are absolute in the image, the folder itself comes first. With --format json "
-	 "each is one object, with the keys that llbfs stat prints.",
-	 "llbfs find debian:12 /usr/lib -name '*.so*' -type f", FOR_REF | FOR_FIND | FOR_SHA256,
-	 true, cmd_find},
-	{"cp", "REF PATH DEST", "copy files out of an image",
-	 REF_FILES
-	 " Into DEST when that is a folder, else as DEST; the content of PATH when it is / or "
-	 "ends in /. Files, folders, links, hard links, holes, modes, times and xattrs; for root "
-	 "also "
-	 "owners, devices and all xattrs. Nothing outside of DEST is ever written.",
-	 "llbfs cp alpine:3.20 /etc/apk ./apk", FOR_REF, false, cmd_cp},
-	{"tar", "REF [PATH]", "write a folder as a tar to stdout", REF_FILES,
-	 "llbfs tar debian:12 /etc | tar -tv", FOR_REF, false, cmd_tar},
-	{"du", "[-s] REF [PATH]", "bytes of content below each folder",
-	 REF_FILES " Hard links count once. JSON keys: path size files.",
-	 "llbfs du -s debian:12 /usr", FOR_REF | FOR_DU, false, cmd_du},
-	{"diff", "REF_A REF_B", "what turns one image into another",
-	 REF_FILES
-	 " Lines are A (added), M (modified) or D (deleted) and the path; a deleted folder is "
-	 "one line. The exit code is 1 when there are any. With --merge, the merged inputs are the "
-	 "side that no word names. JSON keys: kind path.",
-	 "llbfs diff debian:12.1 debian:12.2", FOR_REF, false, cmd_diff},
-	{"inspect", "REF", "what a reference is made of",
-	 "One JSON object; fetches manifests and the config, no layers. Keys: kind ref platform "
-	 "manifest "
-	 "layers[] config parts[]. A layer has digest diff_id media_type size format, a part ref "
-	 "trim "
-	 "add. For llb:// there is also vertices[], each with digest name op inputs[]; a "
-	 "definition that "
-	 "cannot be solved has these, and unsolved, the reason, instead of layers, config and "
-	 "parts.",
-	 "llbfs inspect alpine:3.20 | jq .config.config.Env", FOR_REF, false, cmd_inspect},
-	{"version", "", "print the version", "JSON keys: version.", "llbfs version", 0, false,
-	 cmd_version},
-	{"completion", "bash|zsh|fish", "print a completion script for a shell",
-	 "The package installs them where shells look.", "source <(llbfs completion bash)", 0,
-	 false, cmd_completion},
-	{"help", "[COMMAND]", "show help", "The same as COMMAND --help.", "llbfs help mount",
-	 FOR_HELP, false, cmd_help},
+	{
+		.name = "mount",
+		.usage = "[-f] [-o OPTS] [--prefetch none|learned|all] [--merge ...]... "
+			 "[REF...] [MOUNTPOINT]",
+		.summary = "show the files of images at a folder",
+		.text = "Returns when the mount answers; bytes are fetched when they are read, "
+			"and verified. Several REFs are merged in the order typed, the later "
+			"wins. MOUNTPOINT is an existing folder. A single REF without one is "
+			"mounted below $XDG_RUNTIME_DIR/llbfs (for root without it "
+			"/run/llbfs/mnt), and the path is printed.\n\n"
+			"OPTS are those of mount(8): ro, allow_other, uid=N and gid=N (who "
+			"owns everything), suid, nosuid, dev, nodev, fsname=TEXT; "
+			"data=noopen|passthrough|auto|open (how bytes reach the kernel: noopen "
+			"is fastest for many small files, passthrough for large ones); "
+			"prefetch=, merge=, layer= and any global option without its dashes "
+			"(offline, deadline=10s, ...). A comma inside a value is written \\, "
+			"or the value is put in double quotes.\n\n"
+			"mount -t fuse.llbfs REF DIR and lines of fstab do the same through "
+			"mount.fuse.llbfs; there, REF may be none when merge= names the "
+			"inputs.",
+		.example = "cd $(llbfs mount debian:12)",
+		.groups = FOR_REF | FOR_MOUNT,
+		.run = cmd_mount,
+	},
+	{
+		.name = "umount",
+		.usage = "[-l] MOUNTPOINT",
+		.summary = "take a mount away, whether its server lives or not",
+		.text = "fusermount3 -u and umount do as well while the server lives.",
+		.example = "llbfs umount /mnt",
+		.groups = FOR_UMOUNT,
+		.run = cmd_umount,
+	},
+	{
+		.name = "mounts",
+		.usage = "",
+		.summary = "list the live mounts",
+		.text = "One line each, with the process that serves it, or dead when nobody "
+			"answers: llbfs umount clears those. JSON keys: mountpoint ref pid "
+			"answers.",
+		.example = "llbfs mounts",
+		.run = cmd_mounts,
+	},
+	{
+		.name = "status",
+		.usage = "[MOUNTPOINT]",
+		.summary = "what a mount has fetched, and why reads failed",
+		.text = "One JSON object a line, for every live mount when none is named; "
+			"--format table is for people. Keys: mountpoint ref rw pid layers[] "
+			"bytes_fetched bytes_total bytes_read requests reads bytes_served "
+			"errors[] prefetch data data_reason fuse_requests passthrough parked. "
+			"A layer has digest media_type size format lazy reason fetched read "
+			"here ready; format is tar, gzip, zstd, estargz, zstdchunked, soci, "
+			"local, or empty while not looked at.\n\n"
+			"bytes_fetched came over the network, in so many requests; bytes_read "
+			"were read from the image's files on this host or from the store; "
+			"bytes_total is what the layers have. bytes_served were given to the "
+			"kernel, in so many reads. An error has time code what text.",
+		.example = "llbfs status /mnt | jq .bytes_fetched",
+		.run = cmd_status,
+	},
+	{
+		.name = "ls",
+		.usage = "[-lR] REF [PATH]",
+		.summary = "list a folder of an image",
+		.text = REF_FILES
+		" With --format json each file is one object, with the keys that llbfs "
+		"stat prints.",
+		.example = "llbfs ls -l alpine:3.20 /etc",
+		.groups = FOR_REF | FOR_LS | FOR_SHA256,
+		.run = cmd_ls,
+	},
+	{
+		.name = "cat",
+		.usage = "REF PATH...",
+		.summary = "print files of an image",
+		.text = REF_FILES,
+		.example = "llbfs cat debian:12 /etc/os-release",
+		.groups = FOR_REF,
+		.run = cmd_cat,
+	},
+	{
+		.name = "stat",
+		.usage = "REF PATH",
+		.summary = "show all that is known of a file",
+		.text = REF_FILES
+		" A symbolic link is shown, not followed. JSON keys: path type mode uid "
+		"gid mtime inode nlink always; mtime_ns when not 0; size for regular "
+		"files; link for symbolic links; dev for devices; xattrs, values in "
+		"hex, when there are any; sha256 when asked for. type is one of reg "
+		"dir symlink char block fifo socket, mode is octal text.",
+		.example = "llbfs stat --format json alpine:3.20 /bin/sh",
+		.groups = FOR_REF | FOR_SHA256,
+		.run = cmd_stat,
+	},
+	{
+		.name = "find",
+		.usage = "REF [PATH] [-name GLOB] [-type T]",
+		.summary = "list everything below a folder",
+		.text = REF_FILES
+		" Paths are absolute in the image, the folder itself comes first. With "
+		"--format json each is one object, with the keys that llbfs stat "
+		"prints.",
+		.example = "llbfs find debian:12 /usr/lib -name '*.so*' -type f",
+		.groups = FOR_REF | FOR_FIND | FOR_SHA256,
+		.long_dash = true,
+		.run = cmd_find,
+	},
+	{
+		.name = "cp",
+		.usage = "REF PATH DEST",
+		.summary = "copy files out of an image",
+		.text = REF_FILES
+		" Into DEST when that is a folder, else as DEST; the content of PATH "
+		"when it is / or ends in /. Files, folders, links, hard links, holes, "
+		"modes, times and xattrs; for root also owners, devices and all "
+		"xattrs. Nothing outside of DEST is ever written.",
+		.example = "llbfs cp alpine:3.20 /etc/apk ./apk",
+		.groups = FOR_REF,
+		.run = cmd_cp,
+	},
+	{
+		.name = "tar",
+		.usage = "REF [PATH]",
+		.summary = "write a folder as a tar to stdout",
+		.text = REF_FILES,
+		.example = "llbfs tar debian:12 /etc | tar -tv",
+		.groups = FOR_REF,
+		.run = cmd_tar,
+	},
+	{
+		.name = "du",
+		.usage = "[-s] REF [PATH]",
+		.summary = "bytes of content below each folder",
+		.text = REF_FILES " Hard links count once. JSON keys: path size files.",
+		.example = "llbfs du -s debian:12 /usr",
+		.groups = FOR_REF | FOR_DU,
+		.run = cmd_du,
+	},
+	{
+		.name = "diff",
+		.usage = "REF_A REF_B",
+		.summary = "what turns one image into another",
+		.text = REF_FILES
+		" Lines are A (added), M (modified) or D (deleted) and the path; a "
+		"deleted folder is one line. The exit code is 1 when there are any. "
+		"With --merge, the merged inputs are the side that no word names. JSON "
+		"keys: kind path.",
+		.example = "llbfs diff debian:12.1 debian:12.2",
+		.groups = FOR_REF,
+		.run = cmd_diff,
+	},
+	{
+		.name = "inspect",
+		.usage = "REF",
+		.summary = "what a reference is made of",
+		.text = "One JSON object; fetches manifests and the config, no layers. Keys: "
+			"kind ref platform manifest layers[] config parts[]. A layer has "
+			"digest diff_id media_type size format, a part ref trim add. For "
+			"llb:// there is also vertices[], each with digest name op inputs[]; a "
+			"definition that cannot be solved has these, and unsolved, the reason, "
+			"instead of layers, config and parts.",
+		.example = "llbfs inspect alpine:3.20 | jq .config.config.Env",
+		.groups = FOR_REF,
+		.run = cmd_inspect,
+	},
+	{
+		.name = "version",
+		.usage = "",
+		.summary = "print the version",
+		.text = "JSON keys: version.",
+		.example = "llbfs version",
+		.run = cmd_version,
+	},
+	{
+		.name = "completion",
+		.usage = "bash|zsh|fish",
+		.summary = "print a completion script for a shell",
+		.text = "The package installs them where shells look.",
+		.example = "source <(llbfs completion bash)",
+		.run = cmd_completion,
+	},
+	{
+		.name = "help",
+		.usage = "[COMMAND]",
+		.summary = "show help",
+		.text = "The same as COMMAND --help.",
+		.example = "llbfs help mount",
+		.groups = FOR_HELP,
+		.run = cmd_help,
+	},
 };
 const size_t n_commands = countof(commands);
 

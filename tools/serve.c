@@ -30,7 +30,8 @@ struct server {
 
 /* ------------------------------------------------------------------ control rows */
 
-static void status_layer(struct strbuf *s, const struct ref_tree_layer *layer)
+/* Returns the stored bytes that were read of it. */
+static uint64_t status_layer(struct strbuf *s, const struct ref_tree_layer *layer)
 {
 	struct layer_status status;
 	char digest[DIGEST_TEXT_MAX];
@@ -47,7 +48,7 @@ static void status_layer(struct strbuf *s, const struct ref_tree_layer *layer)
 		json_bool(s, "ready", true);
 		json_pair(s, "dir", layer->dir);
 		strbuf_putc(s, '}');
-		return;
+		return 0;
 	}
 	layer_status(layer->tree, &status);
 	json_pair(s, "digest", digest_text(&status.desc->digest, digest));
@@ -57,9 +58,11 @@ static void status_layer(struct strbuf *s, const struct ref_tree_layer *layer)
 	json_bool(s, "lazy", status.is_lazy);
 	json_pair(s, "reason", status.reason);
 	json_u64(s, "fetched", status.usage.fetched);
+	json_u64(s, "read", status.usage.read);
 	json_u64(s, "here", status.usage.here);
 	json_bool(s, "ready", status.is_ready);
 	strbuf_putc(s, '}');
+	return status.usage.read;
 }
 
 static void status_errors(struct strbuf *s, struct session *session)
@@ -94,8 +97,8 @@ static void status_session(struct strbuf *s, struct session *session)
 	struct session_status status;
 
 	session_status(session, &status);
-	json_u64(s, "bytes_read", status.n_read_bytes);
 	json_u64(s, "reads", status.n_reads);
+	json_u64(s, "bytes_served", status.n_read_bytes);
 	json_u64(s, "fuse_requests", status.n_requests);
 	json_u64(s, "passthrough", status.n_passthrough);
 	json_u64(s, "parked", status.n_parked);
@@ -109,7 +112,7 @@ static void answer_status(void *arg, const char *line, struct strbuf *out)
 	struct server *server = arg;
 	struct view *v = &server->view;
 	struct net_stats net;
-	uint64_t total = 0;
+	uint64_t total = 0, read = 0;
 
 	net_stats(server->app.net, &net);
 	strbuf_putc(out, '{');
@@ -120,12 +123,13 @@ static void answer_status(void *arg, const char *line, struct strbuf *out)
 	json_key(out, "layers");
 	strbuf_putc(out, '[');
 	for (size_t i = 0; i < v->n_layers; i++) {
-		status_layer(out, &v->layers[i]);
+		read += status_layer(out, &v->layers[i]);
 		total += v->layers[i].layer ? v->layers[i].layer->desc.size : 0;
 	}
 	strbuf_putc(out, ']');
 	json_u64(out, "bytes_fetched", net.bytes);
 	json_u64(out, "bytes_total", total);
+	json_u64(out, "bytes_read", read);
 	json_u64(out, "requests", net.requests);
 	status_session(out, server->session);
 	status_errors(out, server->session);
