@@ -108,6 +108,7 @@ struct folder {
 	uint64_t made_ns;
 	struct contributor *contributors; /* top first */
 	size_t n_contributors;
+	size_t n_answered; /* atomic: so many of them do not say "later" any more */
 	struct folder_list *list; /* guarded by the cache's lock, as all below */
 	struct folder *next_in_bucket;
 	TAILQ_ENTRY(folder) lru, list_lru;

@@ -337,6 +337,27 @@ static int list_fill(struct folder_list *l, const struct union_tree *u, const st
 	return r;
 }
 
+/* Waits for contributors from where it waited last. Without this a folder of thousands of layers
+ * that become ready one after another would be gathered anew for each of them. */
+static int await_many(const struct union_tree *u, struct folder *f, struct tree_wait *wait,
+		      struct err *err)
+{
+	size_t i = __atomic_load_n(&f->n_answered, __ATOMIC_RELAXED);
+	int r = 0;
+
+	for (; r >= 0 && i < f->n_contributors; i++) {
+		const struct contributor *c = &f->contributors[i];
+		const struct input *in = &u->inputs[c->input];
+
+		/* Live ones never wait, and listing them is what costs. */
+		if (c->id == 0 || in->tree->is_live)
+			continue;
+		r = tree_list(in->tree, c->id, 0, stop_listing, NULL, wait, err);
+		__atomic_store_n(&f->n_answered, r < 0 ? i : i + 1, __ATOMIC_RELAXED);
+	}
+	return r < 0 ? r : 0;
+}
+
 static int list_make(struct union_tree *u, struct folder *f, struct folder_list **out,
 		     struct tree_wait *wait, struct err *err)
 {
@@ -345,6 +366,8 @@ static int list_make(struct union_tree *u, struct folder *f, struct folder_list 
 	uint64_t start_ns = now_ns();
 	int r = l ? 0 : -ENOMEM;
 
+	if (r == 0 && f->n_contributors >= MANY_CONTRIBUTORS)
+		r = await_many(u, f, wait, err);
 	for (; r == 0 && g.order < f->n_contributors; g.order++) {
 		const struct contributor *c = &f->contributors[g.order];
 
@@ -410,8 +433,7 @@ static void probe_ready(struct tree_wait *wait)
 
 /* The list of a folder of many contributors, for lookups; NULL in *out when they must be asked
  * one by one, because not all of them can answer yet. */
-static int list_of_many(struct union_tree *u, struct folder *f, struct folder_list **out,
-			struct err *err)
+static int list_of_many(struct union_tree *u, struct folder *f, struct folder_list **out)
 {
 	*out = list_kept(u, f);
 	if (*out || f->n_contributors < MANY_CONTRIBUTORS)
@@ -420,11 +442,12 @@ static int list_of_many(struct union_tree *u, struct folder *f, struct folder_li
 	if (!probe)
 		return -ENOMEM;
 	probe->ready = probe_ready;
-	int r = list_make(u, f, out, probe, err);
+	int r = list_make(u, f, out, probe, NULL);
 	if (r == -EAGAIN)
 		return 0; /* the probe is freed when its tree is ready */
 	free(probe);
-	return r;
+	/* A layer that cannot answer at all is met by the names that need it, and only by those. */
+	return r == -ENOMEM ? r : 0;
 }
 
 /* ------------------------------------------------------------------ folders */
@@ -470,7 +493,7 @@ int union_find(struct union_tree *u, struct folder *f, const char *name, size_t 
 	scoped(folder_unref) struct folder *made = NULL;
 	struct found m = {0};
 
-	int r = list_of_many(u, f, &l, err);
+	int r = list_of_many(u, f, &l);
 	if (r < 0)
 		return r;
 	if (l) {

@@ -570,6 +570,7 @@ static void a_bad_trim_or_add_path_is_said(void **state)
 struct late_tree {
 	struct tree tree;
 	struct tree *mem;
+	int n_lists;
 	bool is_ready;
 	struct tree_wait *waiting;
 };
@@ -614,6 +615,7 @@ static int late_list(struct tree *t, uint64_t dir, uint64_t from, tree_list_fn f
 {
 	int r = late_check(late(t), wait);
 
+	late(t)->n_lists++;
 	return r < 0 ? r : tree_list(late(t)->mem, dir, from, fn, arg, wait, err);
 }
 
@@ -813,6 +815,38 @@ static void with_many_inputs_a_decided_name_does_not_wait_either(void **state)
 		tree_unref(in[i].tree);
 }
 
+static void many_layers_that_come_one_by_one_are_listed_a_few_times_each(void **state)
+{
+	enum { N = 500 };
+	static struct late_tree layers[N];
+	struct union_input in[N] = {{0}};
+	struct count_wait w = {.wait.ready = count_ready};
+	struct tree_listing l;
+	int n_lists = 0;
+
+	for (int i = 0; i < N; i++) {
+		late_init(&layers[i]);
+		add(layers[i].mem, "/f", NODE_FILE, "", (uint32_t)i);
+		in[i].tree = &layers[i].tree;
+	}
+	struct tree *t = make_union(in, N, false);
+	for (int i = N - 1; i >= 0; i--) {
+		assert_int_equal(tree_listing_read(&l, t, TREE_ROOT, &w.wait, NULL), -EAGAIN);
+		assert_ptr_equal(layers[i].waiting, &w.wait);
+		late_release(&layers[i]);
+	}
+	assert_int_equal(tree_listing_read(&l, t, TREE_ROOT, &w.wait, NULL), 0);
+	assert_int_equal(l.entries.n, 1);
+	assert_int_equal(l.entries.items[0].attr.uid, N - 1);
+	tree_listing_deinit(&l);
+	tree_unref(t);
+	for (int i = 0; i < N; i++) {
+		n_lists += layers[i].n_lists;
+		tree_unref(&layers[i].tree);
+	}
+	assert_true(n_lists < 5 * N);
+}
+
 static void a_host_folder_shows_its_changes_at_once(void **state)
 {
 	char dir[] = "/tmp/llbfs-union-XXXXXX", path[64];
@@ -938,6 +972,7 @@ int main(void)
 		cmocka_unit_test(a_number_of_an_earlier_server_may_have_to_wait),
 		cmocka_unit_test(ten_thousand_inputs_are_listed_and_searched),
 		cmocka_unit_test(with_many_inputs_a_decided_name_does_not_wait_either),
+		cmocka_unit_test(many_layers_that_come_one_by_one_are_listed_a_few_times_each),
 		cmocka_unit_test(a_host_folder_shows_its_changes_at_once),
 		cmocka_unit_test(a_host_folder_below_an_add_path_is_live_and_the_rest_is_not),
 		cmocka_unit_test(threads_agree_while_folders_come_and_go),
