@@ -454,11 +454,11 @@ static int take_other(struct cursor *c, const char *key, struct err *err)
 	json_t *value;
 	int r = take_value(c, &value, err);
 
-	if (r == 0 && strcmp(key, "version") == 0 && json_integer_value(value) != 1)
-		r = err_set(err, -ENOTSUP, "table of contents: not version 1");
-	if (r == 0)
-		json_decref(value);
-	return r;
+	if (r < 0)
+		return r;
+	bool is_known = strcmp(key, "version") != 0 || json_integer_value(value) == 1;
+	json_decref(value);
+	return is_known ? 0 : err_set(err, -ENOTSUP, "table of contents: not version 1");
 }
 
 static int take_top(struct toc *t, struct cursor *c, struct err *err)
