@@ -107,30 +107,35 @@ void read_reply(struct session *s, const struct call *call, const char *buf, int
 		const struct err *err);
 int lseek_attempt(struct session *s, struct parked *p, struct err *err);
 
+/* ------------------------------------------------------------------ init.c */
+
+struct init {
+	bool wants_passthrough;			  /* given by caller */
+	uint64_t unique;			  /* the request that is to be completed */
+	bool offers_parallel, offers_passthrough; /* by the kernel */
+	bool has_passthrough;			  /* both sides agreed */
+};
+
+void init_op(void *userdata, struct fuse_conn_info *conn);
+/* Looks at every request; remembers INIT. */
+void init_see(struct init *init, const void *request, size_t len);
+/* Completes the answer to INIT on its way out; leaves others alone. */
+void init_complete(struct init *init, struct iovec *iov, int count);
+
 /* ------------------------------------------------------------------ passthrough.c */
 
 struct open_inode;
 #define OPEN_BUCKETS 256
 
 struct passthrough {
-	int fd;		       /* of /dev/fuse; -1 before the mount */
-	bool is_wanted;	       /* ask for it in the answer to INIT */
-	bool is_offered;       /* by the kernel, in INIT */
-	uint64_t init_unique;  /* the request whose answer is completed */
 	atomic_bool is_broken; /* the host refused a backing file: no more of them */
 	pthread_mutex_t lock;
 	/* guarded by lock */
 	LIST_HEAD(, open_inode) table[OPEN_BUCKETS];
 };
 
-void passthrough_init(struct passthrough *pt, bool is_wanted);
+void passthrough_init(struct passthrough *pt);
 void passthrough_deinit(struct passthrough *pt);
-/* Looks at every buffer until INIT has been seen. */
-void passthrough_see(struct passthrough *pt, const void *request, size_t len);
-/* Completes the answer to INIT on its way out. */
-void passthrough_complete(struct passthrough *pt, struct iovec *iov, int count);
-/* True when this process may give the kernel backing files; else says why not. */
-bool passthrough_probe(struct passthrough *pt, struct err *err);
 
 void open_op(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
 void opendir_op(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
@@ -168,6 +173,8 @@ struct session {
 	struct parking *lot;
 	struct parked *spare; /* for the next request; only the reading thread's */
 	struct control *control;
+	int fd; /* of /dev/fuse, closed by libfuse; -1 before the mount */
+	struct init init;
 	struct passthrough passthrough;
 	int wake_fd; /* eventfd: something for the reading thread to look at */
 	struct sigaction old_actions[N_STOP_SIGNALS];

@@ -462,34 +462,6 @@ void ops_start(const struct call *call)
 		s->spare = NULL;
 }
 
-/* ------------------------------------------------------------------ INIT */
-
-static void want(struct fuse_conn_info *conn, unsigned caps)
-{
-	conn->want |= conn->capable & caps;
-}
-
-/* Asks for what serves a tree that never changes, or drops it where some of it may. */
-static void init_op(void *userdata, struct fuse_conn_info *conn)
-{
-	struct session *s = userdata;
-
-	want(conn, FUSE_CAP_ASYNC_READ | FUSE_CAP_PARALLEL_DIROPS | FUSE_CAP_READDIRPLUS |
-			   FUSE_CAP_EXPORT_SUPPORT);
-	/* Every reply to readdir carries attributes: find and ls -l then need nothing more. */
-	conn->want &= ~(unsigned)FUSE_CAP_READDIRPLUS_AUTO;
-	if (!s->tree->is_live) {
-		want(conn, FUSE_CAP_CACHE_SYMLINKS | FUSE_CAP_EXPLICIT_INVAL_DATA);
-		conn->want &= ~(unsigned)FUSE_CAP_AUTO_INVAL_DATA;
-	}
-	conn->max_readahead = REPLY_MAX;
-	conn->max_write = REPLY_MAX; /* the bound on pages of a READ is derived from it */
-	/* Reads ahead that may be under way at once, so that they overlap on the network. */
-	conn->max_background = 64;
-	conn->congestion_threshold = 48;
-	conn->time_gran = 1;
-}
-
 const struct fuse_lowlevel_ops ops_table = {
 	.init = init_op,
 	.lookup = lookup_op,

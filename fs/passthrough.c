@@ -19,8 +19,7 @@
  * open stays with READ until its last release. Files under PASSTHROUGH_MIN never pass and need no
  * entry; fh of an OPEN tells RELEASE which of the two it was.
  *
- * libfuse before 3.17 knows nothing of this. Three things are done here without it: FUSE_PASSTHROUGH
- * is put into the answer to INIT on its way out (fuse_session_custom_io), the ioctls go to the
+ * libfuse before 3.17 knows nothing of this: init.c agrees on it with the kernel, the ioctls go to the
  * session's descriptor, and the answer to OPEN, whose last word is the backing id, is made by hand.
  */
 
@@ -34,9 +33,6 @@
 #include <unistd.h>
 
 /* From protocol 7.40; headers of Debian 12 end at 7.38. */
-#ifndef FUSE_PASSTHROUGH
-#define FUSE_PASSTHROUGH (1ULL << 37)
-#endif
 #ifndef FOPEN_PASSTHROUGH
 #define FOPEN_PASSTHROUGH (1 << 7)
 struct fuse_backing_map {
@@ -47,9 +43,6 @@ struct fuse_backing_map {
 #define FUSE_DEV_IOC_BACKING_OPEN _IOW(FUSE_DEV_IOC_MAGIC, 1, struct fuse_backing_map)
 #define FUSE_DEV_IOC_BACKING_CLOSE _IOW(FUSE_DEV_IOC_MAGIC, 2, uint32_t)
 #endif
-/* fuse_init_out as of 7.40: max_stack_depth is the first of what 7.38 calls unused. */
-#define INIT_MAX_STACK_DEPTH offsetof(struct fuse_init_out, unused)
-#define FLAGS2_PASSTHROUGH ((uint32_t)(FUSE_PASSTHROUGH >> 32))
 /* fuse_open_out as of 7.40. */
 struct open_out {
 	uint64_t fh;
@@ -68,12 +61,8 @@ struct open_inode {
 	int32_t backing_id; /* 0: by READ */
 };
 
-/* ------------------------------------------------------------------ INIT */
-
-void passthrough_init(struct passthrough *pt, bool is_wanted)
+void passthrough_init(struct passthrough *pt)
 {
-	pt->fd = -1;
-	pt->is_wanted = is_wanted;
 	pthread_mutex_init(&pt->lock, NULL);
 	for (size_t i = 0; i < OPEN_BUCKETS; i++)
 		LIST_INIT(&pt->table[i]);
@@ -91,59 +80,29 @@ void passthrough_deinit(struct passthrough *pt)
 	pthread_mutex_destroy(&pt->lock);
 }
 
-void passthrough_see(struct passthrough *pt, const void *request, size_t len)
-{
-	const struct fuse_in_header *header = request;
-	const struct fuse_init_in *in = (const void *)(header + 1);
-
-	if (len < sizeof(*header) || header->opcode != FUSE_INIT)
-		return;
-	pt->init_unique = header->unique;
-	pt->is_offered = len >= sizeof(*header) + sizeof(*in) && (in->flags & FUSE_INIT_EXT) &&
-			 (in->flags2 & FLAGS2_PASSTHROUGH);
-}
-
-void passthrough_complete(struct passthrough *pt, struct iovec *iov, int count)
-{
-	const struct fuse_out_header *header = iov[0].iov_base;
-
-	if (!pt->init_unique || header->unique != pt->init_unique)
-		return;
-	pt->init_unique = 0;
-	if (!pt->is_wanted || !pt->is_offered || header->error || count != 2 ||
-	    iov[1].iov_len < sizeof(struct fuse_init_out)) {
-		pt->is_offered = false;
-		return;
-	}
-	struct fuse_init_out *out = iov[1].iov_base;
-	uint32_t depth = 1; /* backing files lie on a file system that is stacked on none */
-	out->flags |= FUSE_INIT_EXT;
-	out->flags2 |= FLAGS2_PASSTHROUGH;
-	memcpy((char *)out + INIT_MAX_STACK_DEPTH, &depth, sizeof(depth));
-}
-
 /* ------------------------------------------------------------------ backing files */
 
 /* A backing id (> 0) or a negative errno. */
-static int32_t backing_open(struct passthrough *pt, int fd)
+static int32_t backing_open(const struct session *s, int fd)
 {
 	struct fuse_backing_map map = {.fd = fd};
-	int id = ioctl(pt->fd, FUSE_DEV_IOC_BACKING_OPEN, &map);
+	int id = ioctl(s->fd, FUSE_DEV_IOC_BACKING_OPEN, &map);
 
 	return id < 0 ? -errno : id;
 }
 
-static void backing_close(struct passthrough *pt, int32_t id)
+static void backing_close(const struct session *s, int32_t id)
 {
 	uint32_t backing_id = (uint32_t)id;
 
 	if (id > 0)
-		ioctl(pt->fd, FUSE_DEV_IOC_BACKING_CLOSE, &backing_id);
+		ioctl(s->fd, FUSE_DEV_IOC_BACKING_CLOSE, &backing_id);
 }
 
-bool passthrough_probe(struct passthrough *pt, struct err *err)
+/* True when this process may give the kernel backing files; else says why not. */
+static bool probe(struct session *s, struct err *err)
 {
-	if (!pt->is_offered) {
+	if (!s->init.has_passthrough) {
 		err_set(err, -ENOTSUP, "the kernel has no FUSE passthrough (it came with 6.9)");
 		return false;
 	}
@@ -152,14 +111,14 @@ bool passthrough_probe(struct passthrough *pt, struct err *err)
 		err_errno(err, "memfd_create");
 		return false;
 	}
-	int32_t id = backing_open(pt, fd);
+	int32_t id = backing_open(s, fd);
 	if (id == -EPERM)
 		err_set(err, id,
 			"the kernel takes backing files only from a process with "
 			"CAP_SYS_ADMIN in the first user namespace");
 	else if (id < 0)
 		err_set(err, id, "the kernel takes no backing file: %s", strerror(-id));
-	backing_close(pt, id);
+	backing_close(s, id);
 	return id > 0;
 }
 
@@ -171,7 +130,7 @@ static int32_t try_backing(struct session *s, uint64_t id)
 
 	if (atomic_load(&pt->is_broken) || tree_open_flat(s->tree, id, true, &fd, NULL) < 0)
 		return 0;
-	int32_t backing_id = backing_open(pt, fd);
+	int32_t backing_id = backing_open(s, fd);
 	if (backing_id > 0)
 		return backing_id;
 	if (backing_id != -ENOMEM && backing_id != -ENFILE && backing_id != -EMFILE &&
@@ -199,8 +158,9 @@ static struct open_inode *table_find(struct passthrough *pt, uint64_t id)
 }
 
 /* True and the backing id when @id is open already; counts one more open. */
-static bool table_join(struct passthrough *pt, uint64_t id, int32_t *backing_id)
+static bool table_join(struct session *s, uint64_t id, int32_t *backing_id)
 {
+	struct passthrough *pt = &s->passthrough;
 	pthread_mutex_lock(&pt->lock);
 	struct open_inode *o = table_find(pt, id);
 	if (o) {
@@ -212,8 +172,9 @@ static bool table_join(struct passthrough *pt, uint64_t id, int32_t *backing_id)
 }
 
 /* Counts an open of @id with *backing_id; where somebody was faster, with theirs. */
-static int table_open(struct passthrough *pt, uint64_t id, int32_t *backing_id)
+static int table_open(struct session *s, uint64_t id, int32_t *backing_id)
 {
+	struct passthrough *pt = &s->passthrough;
 	int32_t surplus = 0;
 	struct open_inode *o = calloc(1, sizeof(*o));
 
@@ -234,12 +195,13 @@ static int table_open(struct passthrough *pt, uint64_t id, int32_t *backing_id)
 	pthread_mutex_unlock(&pt->lock);
 	if (old)
 		free(o);
-	backing_close(pt, surplus);
+	backing_close(s, surplus);
 	return 0;
 }
 
-static void table_release(struct passthrough *pt, uint64_t id)
+static void table_release(struct session *s, uint64_t id)
 {
+	struct passthrough *pt = &s->passthrough;
 	pthread_mutex_lock(&pt->lock);
 	struct open_inode *o = table_find(pt, id);
 	bool is_last = o && --o->n_opens == 0;
@@ -248,7 +210,7 @@ static void table_release(struct passthrough *pt, uint64_t id)
 	pthread_mutex_unlock(&pt->lock);
 	if (!is_last)
 		return;
-	backing_close(pt, o->backing_id);
+	backing_close(s, o->backing_id);
 	free(o);
 }
 
@@ -268,7 +230,7 @@ static enum data_mode decide(struct session *s)
 		session_set_data(s, DATA_NOOPEN, "chosen for what the tree holds");
 		return DATA_NOOPEN;
 	}
-	if (passthrough_probe(&s->passthrough, &err)) {
+	if (probe(s, &err)) {
 		session_set_data(s, DATA_PASSTHROUGH,
 				 is_asked ? "asked for" : "chosen for what the tree holds");
 		return DATA_PASSTHROUGH;
@@ -287,14 +249,13 @@ static void reply_open(fuse_req_t req, bool keeps_cache)
 /* A large file of a passthrough mount. */
 static int reply_open_large(struct session *s, fuse_req_t req, uint64_t id)
 {
-	struct passthrough *pt = &s->passthrough;
 	struct open_out out = {.fh = FH_IN_TABLE};
 
-	if (!table_join(pt, id, &out.backing_id)) {
+	if (!table_join(s, id, &out.backing_id)) {
 		out.backing_id = try_backing(s, id);
-		int r = table_open(pt, id, &out.backing_id);
+		int r = table_open(s, id, &out.backing_id);
 		if (r < 0) {
-			backing_close(pt, out.backing_id);
+			backing_close(s, out.backing_id);
 			return r;
 		}
 	}
@@ -302,7 +263,7 @@ static int reply_open_large(struct session *s, fuse_req_t req, uint64_t id)
 	if (out.backing_id)
 		atomic_fetch_add_explicit(&s->n_passthrough, 1, memory_order_relaxed);
 	if (fuse_reply_buf(req, (const char *)&out, sizeof(out)) == -ENOENT)
-		table_release(pt, id); /* interrupted: no RELEASE will come */
+		table_release(s, id); /* interrupted: no RELEASE will come */
 	return 0;
 }
 
@@ -342,7 +303,7 @@ void release_op(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 
 	ops_count(s);
 	if (fi->fh == FH_IN_TABLE)
-		table_release(&s->passthrough, ino);
+		table_release(s, ino);
 	fuse_reply_err(req, 0);
 }
 

@@ -244,7 +244,7 @@ static ssize_t device_writev(int fd, struct iovec *iov, int count, void *userdat
 {
 	struct session *s = userdata;
 
-	passthrough_complete(&s->passthrough, iov, count);
+	init_complete(&s->init, iov, count);
 	return writev(fd, iov, count);
 }
 
@@ -254,7 +254,7 @@ static ssize_t device_read(int fd, void *buf, size_t len, void *userdata)
 	ssize_t n = read(fd, buf, len);
 
 	if (n > 0)
-		passthrough_see(&s->passthrough, buf, (size_t)n);
+		init_see(&s->init, buf, (size_t)n);
 	return n;
 }
 
@@ -270,7 +270,7 @@ static int adopt_device(struct session *s, int fd, struct err *err)
 	int r = fuse_session_custom_io(s->fuse, &io, fd);
 	if (r < 0)
 		return err_set(err, r, "libfuse: %s", strerror(-r));
-	s->passthrough.fd = fd;
+	s->fd = fd;
 	return 0;
 }
 
@@ -308,12 +308,13 @@ int session_new(struct session **out, struct tree *tree, const struct mount_opti
 	scoped(session_free) struct session *s = calloc(1, sizeof(*s));
 	if (!s)
 		return err_set(err, -ENOMEM, "no memory");
-	s->wake_fd = -1;
+	s->fd = s->wake_fd = -1;
 	s->options = *options;
 	pthread_mutex_init(&s->lock, NULL);
-	passthrough_init(&s->passthrough, !tree->is_live && (options->data == DATA_PASSTHROUGH ||
-							     (options->data == DATA_AUTO &&
-							      options->wants_passthrough)));
+	passthrough_init(&s->passthrough);
+	s->init.wants_passthrough =
+		!tree->is_live && (options->data == DATA_PASSTHROUGH ||
+				   (options->data == DATA_AUTO && options->wants_passthrough));
 	s->tree = tree_ref(tree);
 	s->fsname = strdup(options->fsname ? options->fsname : "llbfs");
 	s->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
@@ -436,7 +437,7 @@ static void look_up_from_work(struct session *s)
 static int loop(struct session *s, struct err *err)
 {
 	struct fuse_buf buf = {0};
-	struct pollfd fds[] = {{.fd = s->passthrough.fd, .events = POLLIN},
+	struct pollfd fds[] = {{.fd = s->fd, .events = POLLIN},
 			       {.fd = s->wake_fd, .events = POLLIN}};
 	int r = 1;
 
@@ -483,7 +484,7 @@ int session_run(struct session *s, struct err *err)
 /* True while the mount, or a part of it that somebody still uses, is there. */
 static bool is_still_mounted(const struct session *s)
 {
-	struct pollfd pfd = {.fd = s->passthrough.fd};
+	struct pollfd pfd = {.fd = s->fd};
 
 	if (!s->is_mounted || s->is_gone)
 		return false;

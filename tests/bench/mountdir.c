@@ -88,7 +88,8 @@ struct relay {
 	void *arg;
 };
 
-static int relay_one(void *arg, const char *name, size_t len, const struct attr *attr, uint64_t next)
+static int relay_one(void *arg, const char *name, size_t len, const struct attr *attr,
+		     uint64_t next)
 {
 	struct relay *r = arg;
 	struct attr a = *attr;
@@ -230,8 +231,10 @@ static bool yes(void *arg)
 int main(int argc, char **argv)
 {
 	static const char *const modes[] = {"auto", "noopen", "passthrough", "open"};
-	struct mount_options options = {
-		.fsname = "bench", .allow_other = true, .on_ready = on_ready, .wants_passthrough = yes};
+	struct mount_options options = {.fsname = "bench",
+					.allow_other = true,
+					.on_ready = on_ready,
+					.wants_passthrough = yes};
 	struct session *s = NULL;
 	struct session_status status;
 	struct err err = {0};
