@@ -14,7 +14,7 @@ DEMO = f"oci-layout://{TESTS}/data/demo"
 
 class Program:
     def __init__(self, store):
-        self.path = os.environ["LLBFS"]
+        self.path = os.environ["LLBFS_BIN"]
         self.env = {**os.environ, "LLBFS_ROOT": str(store), "XDG_RUNTIME_DIR": str(store / "run")}
         os.makedirs(store / "run", mode=0o700)
 
