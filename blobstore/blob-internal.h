@@ -45,6 +45,7 @@ struct readahead {
 	uint64_t last_end; /* stored end of the last demanded window */
 	uint64_t ahead_end; /* stored end of what was fetched ahead */
 	uint64_t ahead, used; /* bytes fetched ahead, and of those read since */
+	unsigned n_next; /* misses in a row that began where the last ended */
 };
 
 struct blob {

@@ -309,19 +309,23 @@ static void add_backward(struct blob *blob, size_t first, uint64_t from, uint64_
 	}
 }
 
-/* The block size for a miss at [off, end). Locked. */
+/* The block size for a miss at [off, end). Locked. Growth needs evidence: most of what was fetched
+ * ahead was read, or misses follow each other without gaps. */
 static uint64_t choose_block(struct readahead *ra, uint64_t off, uint64_t end)
 {
-	uint64_t reach = NEAR + 2 * ra->block;
-	bool is_near = ra->last_end && off + reach >= ra->last_end && off <= ra->last_end + reach;
+	bool is_near = ra->last_end && off + NEAR >= ra->last_end && off <= ra->last_end + NEAR;
+	bool is_next = ra->last_end && off >= ra->last_end && off <= ra->last_end + GAP_MAX;
 
-	if (ra->ahead > NEAR && ra->used < ra->ahead / 4)
-		ra->block = ra->block > BLOCK_MIN ? ra->block / 2 : 0;
-	else if (is_near)
+	ra->n_next = is_next ? ra->n_next + 1 : 0;
+	if (ra->n_next >= 2 || (ra->ahead && ra->used >= ra->ahead / 2))
 		ra->block = ra->block ? MIN(ra->block * 2, (uint64_t)BLOCK_MAX) : BLOCK_MIN;
+	else if (ra->used < ra->ahead / 4)
+		ra->block = ra->block > BLOCK_MIN ? ra->block / 2 : 0;
+	else if (is_near && !ra->block)
+		ra->block = BLOCK_MIN;
 	ra->last_end = end;
 	/* Old habits count half. */
-	if (ra->ahead > 16 * MAX(ra->block, (uint64_t)BLOCK_MIN)) {
+	if (ra->ahead > 4 * MAX(ra->block, (uint64_t)NEAR)) {
 		ra->ahead /= 2;
 		ra->used /= 2;
 	}
