@@ -154,6 +154,9 @@ void control_free(struct control *c); /* stops the thread, removes the socket */
 
 /* The parser alone: entries of type fuse.llbfs in the text of a mountinfo file, in its order. */
 int mounts_parse(const char *text, size_t len, struct mount_entry **out, size_t *n);
+/* The real path of a folder to mount on, in @real. Errors: -EBUSY where a mount of ours is already
+ * (which is not touched, since its server may be dead), -ENOENT, -ENOTDIR. */
+int mounts_resolve(const char *path, char **real, struct err *err);
 /* Takes away what is mounted at @mountpoint (as mountinfo spells it), by umount2 or fusermount3. */
 int mounts_unmount(const char *mountpoint, bool is_lazy, struct err *err);
 

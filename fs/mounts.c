@@ -20,6 +20,7 @@
 #include <spawn.h>
 #include <stdio.h>
 #include <sys/mount.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -231,22 +232,66 @@ static char *resolve_parent(const char *path)
 	return str_printf("%s/%s", strcmp(parent, "/") == 0 ? "" : parent, name);
 }
 
-int mount_clear(const char *mountpoint, bool is_lazy, struct err *err)
+/* The source of the mount of ours that is on top at @path; -EINVAL when there is none. Caller frees. */
+static int find_source(const char *path, char **source, struct err *err)
 {
-	scoped(free) char *path = resolve_parent(mountpoint);
 	struct mount_entry *entries;
-	bool is_ours = false;
 	size_t n;
 
-	if (!path)
-		return err_set(err, -EINVAL, "%s: no such folder", mountpoint);
 	int r = mounts_list(&entries, &n, err);
 	if (r < 0)
 		return r;
-	for (size_t i = 0; i < n && !is_ours; i++)
-		is_ours = strcmp(entries[i].mountpoint, path) == 0;
+	r = -EINVAL;
+	for (size_t i = n; i > 0 && r < 0; i--)
+		if (strcmp(entries[i - 1].mountpoint, path) == 0) {
+			*source = take(entries[i - 1].source);
+			r = 0;
+		}
 	mounts_free(entries, n);
-	if (!is_ours)
+	return r < 0 ? err_set(err, r, "%s is not a mount of llbfs", path) : 0;
+}
+
+static int check_free(const char *path, struct err *err)
+{
+	scoped(free) char *source = NULL;
+
+	int r = find_source(path, &source, err);
+	if (r == 0)
+		return err_set(err, -EBUSY,
+			       "%s is a mount of %s already; `llbfs umount %s` ends it", path,
+			       source, path);
+	return r == -EINVAL ? 0 : r;
+}
+
+int mounts_resolve(const char *path, char **real, struct err *err)
+{
+	/* Twice: before the folder is touched, and by its real name when it was a symlink. */
+	scoped(free) char *typed = resolve_parent(path);
+	int r = typed ? check_free(typed, err) : 0;
+	if (r < 0)
+		return r;
+
+	struct stat st;
+	if (stat(path, &st) < 0)
+		return err_errno(err, "cannot mount at %s", path);
+	if (!S_ISDIR(st.st_mode))
+		return err_set(err, -ENOTDIR, "cannot mount at %s: not a folder", path);
+	scoped(free) char *found = realpath(path, NULL);
+	if (!found)
+		return err_errno(err, "cannot mount at %s", path);
+	r = check_free(found, err);
+	if (r == 0)
+		*real = take(found);
+	return r;
+}
+
+int mount_clear(const char *mountpoint, bool is_lazy, struct err *err)
+{
+	scoped(free) char *path = resolve_parent(mountpoint);
+	scoped(free) char *source = NULL;
+
+	if (!path)
 		return err_set(err, -EINVAL, "%s is not a mount of llbfs", mountpoint);
-	return mounts_unmount(path, is_lazy, err);
+	int r = find_source(path, &source, err);
+	return r < 0 ? r : mounts_unmount(path, is_lazy, err);
 }

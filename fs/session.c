@@ -141,38 +141,6 @@ static void restore_signals(struct session *s)
 
 /* ------------------------------------------------------------------ mounting */
 
-/* Refuses a second mount of ours on a folder, without touching it: its server may be dead. */
-static int check_mountpoint(const char *path, char **real, struct err *err)
-{
-	struct mount_entry *entries;
-	struct stat st;
-	size_t n;
-
-	if (stat(path, &st) < 0) {
-		if (errno == ENOTCONN || errno == ESHUTDOWN)
-			return err_set(
-				err, -EBUSY,
-				"%s holds a mount whose server died: `llbfs umount %s` clears it",
-				path, path);
-		return err_errno(err, "cannot mount at %s", path);
-	}
-	if (!S_ISDIR(st.st_mode))
-		return err_set(err, -ENOTDIR, "cannot mount at %s: not a folder", path);
-	*real = realpath(path, NULL);
-	if (!*real)
-		return err_errno(err, "cannot mount at %s", path);
-
-	int r = mounts_list(&entries, &n, err);
-	if (r < 0)
-		return r;
-	for (size_t i = 0; i < n && r == 0; i++)
-		if (strcmp(entries[i].mountpoint, *real) == 0)
-			r = err_set(err, -EBUSY, "%s is a mount of %s already", *real,
-				    entries[i].source);
-	mounts_free(entries, n);
-	return r;
-}
-
 static int device_error(struct err *err)
 {
 	int code = -errno;
@@ -330,7 +298,7 @@ int session_new(struct session **out, struct tree *tree, const struct mount_opti
 	else
 		session_set_data(s, DATA_AUTO, "nothing was opened yet");
 
-	r = check_mountpoint(options->mountpoint, &s->mountpoint, err);
+	r = mounts_resolve(options->mountpoint, &s->mountpoint, err);
 	if (r == 0) {
 		catch_signals(s);
 		r = mount_session(s, err);
