@@ -308,7 +308,7 @@ static int name_all(struct graph *g, struct err *err)
 	for (size_t i = 0; i < g->n_vertices; i++) {
 		struct vertex *v = &g->vertices[i];
 		const struct llb_metadata *m = &v->metadata;
-		for (size_t k = 0; k < m->n_descriptions && !v->name; k++)
+		for (size_t k = m->n_descriptions; k-- > 0 && !v->name;) /* the last counts */
 			if (strcmp(m->descriptions[k].key, "llb.customname") == 0)
 				v->name = strdup(m->descriptions[k].value);
 		if (!v->name)

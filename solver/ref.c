@@ -24,8 +24,8 @@
 #include "solver/solver-internal.h"
 #include "solver/solver.h"
 
-/* As manifests: no config comes near. */
-#define CONFIG_MAX MANIFEST_MAX
+/* Manifests have this bound, and no config comes near. */
+#define DOCUMENT_MAX MANIFEST_MAX
 /* The name of a merge is for people; a longer one says how many inputs there are. */
 #define MERGE_NAME_MAX 256
 
@@ -207,7 +207,7 @@ void origin_keep(const struct origin *o, const void *bytes, size_t n)
 {
 	struct digest digest;
 	struct err err = {0};
-	int r = o->store ? store_put_blob(o->store, bytes, n, &digest, &err) : 0;
+	int r = store_put_blob(o->store, bytes, n, &digest, &err);
 	if (r < 0)
 		log_warn("cannot keep a document of an image: %s", err_text(&err, r));
 }
@@ -229,24 +229,31 @@ static int read_registry(const struct origin *o, const struct desc *desc, bool i
 	return r;
 }
 
+int origin_recall(const struct origin *o, const struct digest *digest, struct strbuf *body,
+		  struct err *err)
+{
+	struct err why = {0};
+	int r = store_get_blob(o->store, digest, DOCUMENT_MAX, body, &why);
+	return r < 0 && r != -ENOENT ? err_set(err, r, "%s", err_text(&why, r)) : r;
+}
+
 int origin_read(const struct origin *o, const struct desc *desc, bool is_manifest,
 		struct strbuf *body, struct err *err)
 {
 	char text[DIGEST_TEXT_MAX];
 	const char *what = is_manifest ? "manifest" : "config";
+	int r;
 	digest_text(&desc->digest, text);
-	if (desc->size > CONFIG_MAX)
-		return err_set(err, -EFBIG, "%s %s: %llu bytes are too many", what, text,
-			       (unsigned long long)desc->size);
-	int r = -ENOENT;
-	if (o->store && !(o->remote && !o->registry))
-		r = store_get_blob(o->store, &desc->digest, CONFIG_MAX, body, err);
+	if (desc->size > DOCUMENT_MAX)
+		r = err_set(err, -EFBIG, "%llu bytes are too many", (unsigned long long)desc->size);
+	else if (o->remote && !o->registry)
+		r = read_local(o->remote, desc, body, err);
+	else
+		r = origin_recall(o, &desc->digest, body, err);
 	if (r == -ENOENT && o->registry)
 		r = read_registry(o, desc, is_manifest, body, err);
-	else if (r == -ENOENT && o->remote)
-		r = read_local(o->remote, desc, body, err);
-	else if (r == -ENOENT)
-		r = err_set(err, -ENOENT, "not in the store");
+	else if (r == -ENOENT && !o->remote)
+		r = err_set(err, -ENOENT, "not in the store, and there is no network");
 	if (r == 0 && body->failed)
 		r = no_memory(err);
 	return r < 0 ? err_wrap(err, r, "%s %s", what, text) : 0;

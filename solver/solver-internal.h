@@ -128,6 +128,9 @@ static inline void origin_deinit_scoped(struct origin *o)
 {
 	origin_deinit(o);
 }
+/* Appends a document that the store has. Errors: -ENOENT, without a reason in @err. */
+int origin_recall(const struct origin *o, const struct digest *digest, struct strbuf *body,
+		  struct err *err);
 /* Appends the document that @desc names, verified. Errors: as registry_get_manifest. */
 int origin_read(const struct origin *o, const struct desc *desc, bool is_manifest,
 		struct strbuf *body, struct err *err);

@@ -5,6 +5,7 @@
  * makes a ref of it. The forms that only look at this host are here, too: folders and definitions.
  */
 
+#include <assert.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <sys/stat.h>
@@ -22,6 +23,7 @@ static int no_memory(struct err *err)
 
 int solver_new(struct solver **out, const struct solver_options *options, struct err *err)
 {
+	assert(options->store);
 	struct solver *solver = calloc(1, sizeof(*solver));
 	if (!solver)
 		return no_memory(err);
@@ -71,13 +73,28 @@ static int resolve_dir(struct solver *solver, const char *text, const struct ref
 /* More than graph_load takes, so that it is the one to complain. */
 #define DEFINITION_READ_MAX (65u << 20)
 
+/* Standard input may be what no path opens (a socket), so it is read as it is. */
+static int read_stdin(struct strbuf *out)
+{
+	char bytes[64 << 10];
+	ssize_t n;
+	while ((n = read(STDIN_FILENO, bytes, sizeof(bytes))) != 0) {
+		if (n < 0 && errno != EINTR)
+			return -errno;
+		if (n > 0)
+			strbuf_add(out, bytes, (size_t)n);
+		if (out->len > DEFINITION_READ_MAX)
+			return -EFBIG;
+	}
+	return 0;
+}
+
 static int read_definition(const char *name, struct strbuf *out, struct err *err)
 {
-	int r;
-	if (strcmp(name, "-") == 0)
-		r = read_file(AT_FDCWD, "/dev/stdin", DEFINITION_READ_MAX, out);
-	else
-		r = read_file(AT_FDCWD, name, DEFINITION_READ_MAX, out);
+	bool is_stdin = strcmp(name, "-") == 0;
+	int r = is_stdin ? read_stdin(out) : read_file(AT_FDCWD, name, DEFINITION_READ_MAX, out);
+	if (r == 0 && out->failed)
+		r = -ENOMEM;
 	return r < 0 ? err_set(err, r, "%s: %s", name, strerror(-r)) : 0;
 }
 

@@ -151,7 +151,7 @@ static int root_by_digest(struct image_root *root, const struct origin *origin, 
 	int r = digest_parse(&root->desc.digest, text, err);
 	if (r < 0)
 		return r;
-	r = store_get_blob(origin->store, &root->desc.digest, MANIFEST_MAX, &root->body, err);
+	r = origin_recall(origin, &root->desc.digest, &root->body, err);
 	if (r != -ENOENT)
 		return r;
 	if (!origin->registry)
@@ -162,14 +162,11 @@ static int root_by_digest(struct image_root *root, const struct origin *origin, 
 				     err);
 }
 
-/* What @key meant last. Errors: -ENOENT. */
-static int root_recall(struct image_root *root, const struct origin *origin, const char *key,
-		       struct err *err)
+/* What @key meant last. */
+static int root_recall(struct image_root *root, const struct origin *origin, const char *key)
 {
 	int r = store_recall_name(origin->store, key, &root->desc.digest);
-	if (r < 0)
-		return r;
-	return store_get_blob(origin->store, &root->desc.digest, MANIFEST_MAX, &root->body, err);
+	return r < 0 ? r : origin_recall(origin, &root->desc.digest, &root->body, NULL);
 }
 
 /* The registry could not be asked; any answer of its own is none of these. */
@@ -219,14 +216,14 @@ static int root_by_tag(struct image_root *root, const struct solver *solver,
 		       const struct origin *origin, const char *key, const char *tag,
 		       bool prefer_store, struct err *err)
 {
-	if (prefer_store && root_recall(root, origin, key, NULL) == 0)
+	if (prefer_store && root_recall(root, origin, key) == 0)
 		return 0;
 	struct err why = {0};
 	int r = root_ask(root, origin, tag, &why);
 	if (r == 0)
 		return 0;
 	strbuf_clear(&root->body);
-	if (!is_network_error(r) || root_recall(root, origin, key, NULL) < 0)
+	if (!is_network_error(r) || root_recall(root, origin, key) < 0)
 		return err_set(err, r, "%s", err_text(&why, r));
 	if (origin->registry && !solver->options.offline) {
 		char text[DIGEST_TEXT_MAX];
