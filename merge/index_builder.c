@@ -53,18 +53,23 @@
 
 #define SHOWN_MAX 160
 
-/* A path for a line of text: control characters and what is not ASCII as octal escapes. */
+/* A path for a line of text: what is not printable UTF-8 as octal escapes. */
 static const char *shown(char buf[SHOWN_MAX], const char *text)
 {
+	bool is_utf8 = utf8_valid(text, strlen(text));
 	size_t n = 0;
 
+	/* U+0080 to U+009F steer terminals, too. */
+	for (const char *c = text; is_utf8 && (c = strchr(c, '\xc2')); c++)
+		is_utf8 = (uint8_t)c[1] >= 0xa0;
 	for (const uint8_t *p = (const uint8_t *)text; *p; p++) {
-		if (n > SHOWN_MAX - 8) {
+		bool is_control = *p < ' ' || *p == 0x7f;
+		if (n > SHOWN_MAX - 12) {
 			memcpy(buf + n, "...", 3);
 			n += 3;
 			break;
 		}
-		if (*p >= ' ' && *p < 0x7f)
+		if (!is_control && (*p < 0x80 || is_utf8))
 			buf[n++] = (char)*p;
 		else
 			n += (size_t)snprintf(buf + n, 5, "\\%03o", *p);

@@ -260,6 +260,12 @@ static void an_entry_below_a_file_is_an_error(void **state)
 	add_file(b, "f", 1);
 	assert_int_equal(try_add(b, NODE_FILE, "f/g", NULL, &err), -EBADMSG);
 	assert_string_equal(err.text, "/f/g: lies below something that is not a folder");
+	assert_int_equal(try_add(b, NODE_FILE, "f/\xc3\xa9\n", NULL, &err), -EBADMSG);
+	assert_non_null(strstr(err.text, "/f/\xc3\xa9\\012: lies"));
+	assert_int_equal(try_add(b, NODE_FILE, "f/\xc2\x9b", NULL, &err), -EBADMSG);
+	assert_non_null(strstr(err.text, "/f/\\302\\233: lies"));
+	assert_int_equal(try_add(b, NODE_FILE, "f/\xc3\n", NULL, &err), -EBADMSG);
+	assert_non_null(strstr(err.text, "/f/\\303\\012: lies"));
 	index_builder_free(b);
 }
 
