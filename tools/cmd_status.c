@@ -8,7 +8,12 @@
 #include "tools/tools.h"
 
 #include <jansson.h>
+#include <libgen.h>
+#include <poll.h>
+#include <sys/syscall.h>
 #include <unistd.h>
+
+#define SERVER_END_MS 10000
 
 /* Asks the server of a mount @line. -ENOENT, -ECONNREFUSED: nobody is there. */
 static int mount_ask(const struct mount_entry *mount, const char *line, struct strbuf *out,
@@ -28,11 +33,25 @@ static int mount_ask(const struct mount_entry *mount, const char *line, struct s
 	return r;
 }
 
+/* @path with the links on the way to it resolved, but not looked at itself. NULL: no such place. */
+static char *mountpoint_path(const char *path)
+{
+	scoped(free) char *copy = strdup(path), *again = strdup(path);
+	scoped(free) char *parent = copy && again ? realpath(dirname(copy), NULL) : NULL;
+	const char *name = parent ? basename(again) : NULL;
+
+	if (!parent)
+		return NULL;
+	if (strcmp(name, "/") == 0 || strcmp(name, ".") == 0 || strcmp(name, "..") == 0)
+		return realpath(path, NULL);
+	return str_printf("%s/%s", strcmp(parent, "/") == 0 ? "" : parent, name);
+}
+
 /* Our entry for @path, the topmost when there are several; NULL = there is none. Never touches
  * the mount itself, whose server may be dead. */
 static struct mount_entry *mount_find(struct mount_entry *entries, size_t n, const char *path)
 {
-	scoped(free) char *real = realpath(path, NULL);
+	scoped(free) char *real = mountpoint_path(path);
 
 	for (size_t i = n; i > 0; i--)
 		if (strcmp(entries[i - 1].mountpoint, real ? real : path) == 0)
@@ -228,9 +247,32 @@ static void umount_remove_folder(const char *path)
 	}
 }
 
+/* A descriptor that becomes readable when the mount's server ends; -1 when none answers. */
+static int umount_watch(const struct mount_entry *mount)
+{
+	scoped(strbuf_free) struct strbuf answer = {0};
+	json_t *status = NULL;
+
+	if (mount_ask(mount, "status", &answer, NULL) == 0)
+		status = json_loadb(answer.data, answer.len, 0, NULL);
+	long long pid = status ? status_number(status, "pid") : 0;
+	json_decref(status);
+	return pid > 0 ? (int)syscall(SYS_pidfd_open, (pid_t)pid, 0) : -1;
+}
+
+/* What the server still keeps (what was read, its lease) is kept when this command returns. */
+static void umount_wait(int pidfd)
+{
+	struct pollfd p = {.fd = pidfd, .events = POLLIN};
+
+	if (pidfd >= 0 && poll(&p, 1, SERVER_END_MS) == 0)
+		log_warn("unmounted, but the server has not ended yet");
+}
+
 int cmd_umount(struct options *o, struct err *err)
 {
 	scoped(free) char *path = NULL;
+	scoped(close_fd) int pidfd = -1;
 	const struct mount_entry *mount;
 	struct mount_entry *entries;
 	size_t n;
@@ -243,11 +285,15 @@ int cmd_umount(struct options *o, struct err *err)
 		return r;
 	mount = mount_find(entries, n, o->words.items[0].text);
 	path = mount ? strdup(mount->mountpoint) : NULL;
+	if (mount && !o->is_lazy)
+		pidfd = umount_watch(mount);
 	mounts_free(entries, n);
 	if (!path)
 		return mount ? -ENOMEM : no_mount(err, o->words.items[0].text);
 	r = mount_clear(path, o->is_lazy, err);
-	if (r == 0)
+	if (r == 0) {
+		umount_wait(pidfd);
 		umount_remove_folder(path);
+	}
 	return r;
 }
