@@ -50,7 +50,7 @@ static int no_memory(struct err *err)
 
 /* ------------------------------------------------------------------ operations */
 
-/* A row per operation that can be solved. Sources are told apart by the scheme of the identifier. */
+/* A row per operation that can be solved. Sources are told apart by their identifier's scheme. */
 static const struct {
 	enum op_kind kind;
 	const char *scheme;

@@ -9,7 +9,7 @@
  *	manifest.json of docker save   [ { Config, RepoTags, Layers } ]
  *
  * Docker's manifest list and schema 2 manifest have the same members as OCI's under other media
- * types. A document that could be read as two kinds (it has manifests as well as layers) is refused,
+ * types. A document that could be read as two kinds (with manifests as well as layers) is refused,
  * because two programs would then see two images under one digest.
  *
  * Nothing of what is not a layer is taken for one: the media type of every layer must be known. A

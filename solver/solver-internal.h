@@ -209,8 +209,8 @@ int image_from_root(struct ref **out, const char *name, const struct origin *ori
 		    struct err *err);
 /* index.json of a layout. */
 int layout_index_parse(struct manifest *out, const struct strbuf *json, struct err *err);
-/* Fills the descriptor and platform of @out from the entry that @index has for @tag, NULL = none was
- * given. Errors: -ENOENT, with the tags that there are. */
+/* Fills the descriptor and platform of @out from the entry that @index has for @tag, NULL = none
+ * was given. Errors: -ENOENT, with the tags that there are. */
 int layout_choose(struct image_root *out, const struct manifest *index, const char *tag,
 		  const struct platform *platform, struct err *err);
 /* ------------------------------------------------------------------ definitions (llb.c) */

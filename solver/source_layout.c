@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
 /*
- * Images of layout folders: index.json says which manifest has which tag, blobs/sha256 has the rest,
- * and everything is read in place.
+ * Images of layout folders: index.json says which manifest has which tag, blobs/sha256 has the
+ * rest, and everything is read in place.
  *
  * Tools disagree on what the annotation of a tag holds (the tag alone, or the whole name), on
  * whether an image of several platforms is one entry or many, and list one manifest once per name.
