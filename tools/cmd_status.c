@@ -51,11 +51,13 @@ static char *mountpoint_path(const char *path)
  * the mount itself, whose server may be dead. */
 static struct mount_entry *mount_find(struct mount_entry *entries, size_t n, const char *path)
 {
-	scoped(free) char *real = mountpoint_path(path);
-
-	for (size_t i = n; i > 0; i--)
-		if (strcmp(entries[i - 1].mountpoint, real ? real : path) == 0)
-			return &entries[i - 1];
+	/* Only what is not itself a mount may be followed, when it is a link. */
+	for (int follow = 0; follow < 2; follow++) {
+		scoped(free) char *real = follow ? realpath(path, NULL) : mountpoint_path(path);
+		for (size_t i = n; i > 0; i--)
+			if (strcmp(entries[i - 1].mountpoint, real ? real : path) == 0)
+				return &entries[i - 1];
+	}
 	return NULL;
 }
 
@@ -106,7 +108,7 @@ int cmd_mounts(struct options *o, struct err *err)
 	for (size_t i = 0; r == 0 && i < n; i++)
 		r = mounts_row(&out, &entries[i], o);
 	mounts_free(entries, n);
-	return r < 0 ? r : out_flush(&out, err);
+	return r < 0 ? r : out_flush(NULL, &out, err);
 }
 
 /* ------------------------------------------------------------------ status */
@@ -229,7 +231,7 @@ int cmd_status(struct options *o, struct err *err)
 		status_all(&out, entries, n, o);
 	}
 	mounts_free(entries, n);
-	return r < 0 ? r : out_flush(&out, err);
+	return r < 0 ? r : out_flush(NULL, &out, err);
 }
 
 /* ------------------------------------------------------------------ umount */
