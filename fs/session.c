@@ -152,6 +152,11 @@ static int device_error(struct err *err)
 			       "/dev/fuse may not be opened here: give the container "
 			       "--device /dev/fuse; `llbfs ls|cat|cp|tar` work "
 			       "without FUSE");
+	if (code == -EACCES) /* fusermount3 would not help: libfuse opens it before */
+		return err_set(err, -ENODEV,
+			       "/dev/fuse may be opened by root only here: let root "
+			       "`chmod 666 /dev/fuse`; `llbfs ls|cat|cp|tar` work "
+			       "without FUSE");
 	return err_set(err, code, "cannot open /dev/fuse: %s", strerror(-code));
 }
 
@@ -248,7 +253,7 @@ static int mount_session(struct session *s, struct err *err)
 	if (!s->fuse)
 		return err_set(err, -ENOMEM, "cannot set up libfuse");
 	int fd = mount_direct(s, err);
-	if (fd == -EPERM || fd == -EACCES) {
+	if (fd == -EPERM) {
 		if (s->options.suid || s->options.dev)
 			return err_set(err, -EPERM, "the options suid and dev need root");
 		if (fuse_session_mount(s->fuse, s->mountpoint) < 0)

@@ -231,10 +231,8 @@ static bool yes(void *arg)
 int main(int argc, char **argv)
 {
 	static const char *const modes[] = {"auto", "noopen", "passthrough", "open"};
-	struct mount_options options = {.fsname = "bench",
-					.allow_other = true,
-					.on_ready = on_ready,
-					.wants_passthrough = yes};
+	struct mount_options options = {
+		.fsname = "bench", .on_ready = on_ready, .wants_passthrough = yes};
 	struct session *s = NULL;
 	struct session_status status;
 	struct err err = {0};

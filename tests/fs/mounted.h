@@ -28,13 +28,14 @@ struct held_read {
 struct slow {
 	struct tree tree;
 	struct tree *below;
-	const char *flat; /* what open_flat opens, once it is set */
+	/* set by the test while others run */
+	const char *_Atomic flat; /* what open_flat opens, once it is set */
+	atomic_bool holds_names;  /* lookups of names with an 'l' first say "later" */
+	atomic_bool holds_reads;
+	atomic_int read_error; /* of reads that are not held */
 	pthread_mutex_t lock;
 	pthread_cond_t changed;
 	/* guarded by lock */
-	bool holds_names; /* lookups of names with an 'l' first say "later" */
-	bool holds_reads;
-	int read_error; /* of reads that are not held */
 	struct tree_wait *waits;
 	vec(struct held_read) reads;
 	size_t n_held;
