@@ -103,6 +103,12 @@ void app_close(struct app *app)
 	*app = (struct app){0};
 }
 
+void app_output(struct app *app)
+{
+	if (isatty(STDOUT_FILENO))
+		progress_hide(app->progress);
+}
+
 /* ------------------------------------------------------------------ places */
 
 size_t runtime_dirs(char *out[4])

@@ -28,7 +28,7 @@ static int cat_file(struct look *l, const char *path, char *buf, struct err *err
 		return err_set(err, -EOPNOTSUPP, "%s is no regular file but %s", path,
 			       type_name(attr.type));
 	while ((n = tree_read(l->view.tree, attr.id, off, buf, READ_SIZE, NULL, NULL, err)) > 0) {
-		look_output(l);
+		app_output(&l->app);
 		r = write_full(STDOUT_FILENO, buf, (size_t)n);
 		if (r < 0)
 			return err_wrap(err, r, "stdout");
@@ -127,7 +127,7 @@ static int du_row(struct du *du, const struct du_folder *folder)
 		row_name(&du->out, path.data);
 		strbuf_putc(&du->out, '\n');
 	}
-	return out_maybe(&du->out, du->err);
+	return out_maybe(&du->look.app, &du->out, du->err);
 }
 
 /* Closes folders until the innermost open one has @path in it; NULL: until none is open. */
@@ -195,7 +195,6 @@ static int du_all(struct du *du)
 
 	if (r < 0)
 		return r;
-	look_output(&du->look);
 	du->top = strcmp(real.data, "/") == 0 ? "" : real.data;
 	if (attr.type != NODE_DIR) {
 		file = (struct du_folder){0, attr.type == NODE_FILE ? attr.size : 0, 1};
@@ -207,7 +206,7 @@ static int du_all(struct du *du)
 		if (r == 0)
 			r = du_close(du, NULL);
 	}
-	return r < 0 ? r : out_flush(&du->out, du->err);
+	return r < 0 ? r : out_flush(&du->look.app, &du->out, du->err);
 }
 
 int cmd_du(struct options *o, struct err *err)
@@ -229,6 +228,7 @@ int cmd_du(struct options *o, struct err *err)
 
 struct diff {
 	const struct options *o;
+	struct app *app;
 	struct strbuf out;
 	struct err *err;
 	bool any;
@@ -250,7 +250,7 @@ static int diff_change(void *arg, const struct change *change)
 		row_name(&d->out, change->path);
 		strbuf_putc(&d->out, '\n');
 	}
-	return out_maybe(&d->out, d->err);
+	return out_maybe(d->app, &d->out, d->err);
 }
 
 /* The words of each side. Without --merge these are two; with it, one word stands alone and the
@@ -274,24 +274,22 @@ static int diff_sides(const struct words *w, size_t *n_first, struct err *err)
 	return 0;
 }
 
-static int diff_views(struct diff *d, struct app *app, struct view *a, struct view *b)
+static int diff_views(struct diff *d, struct view *a, struct view *b)
 {
 	int r;
 
-	if (isatty(STDOUT_FILENO))
-		progress_hide(app->progress);
 	r = tree_diff(a->tree, b->tree, diff_change, d, d->err);
 	if (r == 0)
-		r = out_flush(&d->out, d->err);
+		r = out_flush(d->app, &d->out, d->err);
 	return r < 0 ? r : d->any ? EXIT_NO : EXIT_YES;
 }
 
 int cmd_diff(struct options *o, struct err *err)
 {
 	const struct word *words = o->words.items;
-	struct diff d = {.o = o, .err = err};
 	struct view a = {0}, b = {0};
 	struct app app;
+	struct diff d = {.o = o, .app = &app, .err = err};
 	size_t n_first = 0;
 	int r = diff_sides(&o->words, &n_first, err);
 
@@ -303,7 +301,7 @@ int cmd_diff(struct options *o, struct err *err)
 	if (r == 0)
 		r = view_open(&b, &app, o, words + n_first, o->words.n - n_first, err);
 	if (r == 0)
-		r = diff_views(&d, &app, &a, &b);
+		r = diff_views(&d, &a, &b);
 	strbuf_free(&d.out);
 	progress_hide(app.progress);
 	view_close(&a);

@@ -304,9 +304,8 @@ int cmd_inspect(struct options *o, struct err *err)
 	if (r < 0)
 		return r;
 	r = inspect_all(&s, &app, o, &split, err);
-	progress_hide(app.progress);
 	if (r == 0)
-		r = out_flush(&s, err);
+		r = out_flush(&app, &s, err);
 	app_close(&app);
 	return r;
 }

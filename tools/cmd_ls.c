@@ -45,7 +45,7 @@ static int ls_row(struct ls *ls, const char *path, const char *name, const struc
 		row_name(&ls->out, name);
 		strbuf_putc(&ls->out, '\n');
 	}
-	return r < 0 ? r : out_maybe(&ls->out, ls->err);
+	return r < 0 ? r : out_maybe(&ls->look.app, &ls->out, ls->err);
 }
 
 static char *path_join(const char *folder, const char *name, size_t len)
@@ -107,10 +107,9 @@ static int ls_all(struct ls *ls)
 			   &real, ls->err);
 	if (r < 0)
 		return r;
-	look_output(&ls->look);
 	if (attr.type != NODE_DIR) {
 		r = ls_row(ls, real.data, path, &attr);
-		return r < 0 ? r : out_flush(&ls->out, ls->err);
+		return r < 0 ? r : out_flush(&ls->look.app, &ls->out, ls->err);
 	}
 	todo = vec_push(&ls->todo);
 	if (!todo || !(todo->path = strdup(real.data)))
@@ -122,7 +121,7 @@ static int ls_all(struct ls *ls)
 		r = ls_folder(ls, &folder);
 		free(folder.path);
 	}
-	return r < 0 ? r : out_flush(&ls->out, ls->err);
+	return r < 0 ? r : out_flush(&ls->look.app, &ls->out, ls->err);
 }
 
 int cmd_ls(struct options *o, struct err *err)
@@ -207,9 +206,8 @@ int cmd_stat(struct options *o, struct err *err)
 		r = row_json(&out, l.view.tree, real.data, &attr, o->sha256, err);
 	else if (r == 0)
 		r = stat_table(&out, l.view.tree, real.data, &attr, o->sha256, err);
-	look_output(&l);
 	if (r == 0)
-		r = out_flush(&out, err);
+		r = out_flush(&l.app, &out, err);
 	look_close(&l);
 	return r;
 }
@@ -249,7 +247,7 @@ static int find_entry(void *arg, const char *relative, const char *name, const s
 		row_name(&f->out, path);
 		strbuf_putc(&f->out, '\n');
 	}
-	return r < 0 ? r : out_maybe(&f->out, f->err);
+	return r < 0 ? r : out_maybe(&f->look.app, &f->out, f->err);
 }
 
 static int find_all(struct find *f)
@@ -261,12 +259,11 @@ static int find_all(struct find *f)
 	r = tree_walk_real(f->look.view.tree, split_path(&f->look), false, &attr, &real, f->err);
 	if (r < 0)
 		return r;
-	look_output(&f->look);
 	f->top = strcmp(real.data, "/") == 0 ? "" : real.data;
 	r = find_entry(f, "", *f->top ? strrchr(f->top, '/') + 1 : "/", &attr);
 	if (r == 0 && attr.type == NODE_DIR)
 		r = tree_walk_all(f->look.view.tree, attr.id, find_entry, f, f->err);
-	return r < 0 ? r : out_flush(&f->out, f->err);
+	return r < 0 ? r : out_flush(&f->look.app, &f->out, f->err);
 }
 
 int cmd_find(struct options *o, struct err *err)

@@ -10,8 +10,6 @@
 
 #include "tools/tools.h"
 
-#include <unistd.h>
-
 #include <ctype.h>
 
 /* ------------------------------------------------------------------ words */
@@ -283,12 +281,6 @@ int look_open(struct look *l, const struct options *o, const char *verb, size_t 
 	if (r < 0)
 		look_close(l);
 	return r;
-}
-
-void look_output(struct look *l)
-{
-	if (isatty(STDOUT_FILENO))
-		progress_hide(l->app.progress);
 }
 
 void look_close(struct look *l)

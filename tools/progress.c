@@ -22,7 +22,8 @@
 
 #define GRACE_NS NS_PER_S
 #define TTY_TICK_NS (150 * NS_PER_MS)
-#define LOG_TICK_NS (3 * NS_PER_S)
+#define PLAIN_TICK_NS (3 * NS_PER_S)
+#define RAWJSON_TICK_NS (500 * NS_PER_MS)
 #define ROWS_MAX 16
 
 enum row_state { ROW_NEW, ROW_SHOWN, ROW_DONE };
@@ -258,7 +259,9 @@ static bool progress_sleep(struct progress *p, uint64_t ns)
 static void *progress_thread(void *arg)
 {
 	struct progress *p = arg;
-	uint64_t tick = p->mode == PROGRESS_TTY ? TTY_TICK_NS : LOG_TICK_NS;
+	uint64_t tick = p->mode == PROGRESS_TTY	      ? TTY_TICK_NS
+			: p->mode == PROGRESS_RAWJSON ? RAWJSON_TICK_NS
+						      : PLAIN_TICK_NS;
 	uint64_t next = p->begin_ns + (p->mode == PROGRESS_RAWJSON ? 0 : GRACE_NS);
 
 	pthread_mutex_lock(&p->lock);

@@ -198,15 +198,20 @@ int row_long(struct strbuf *s, struct tree *t, const char *name, const struct at
 	return 0;
 }
 
-int out_flush(struct strbuf *s, struct err *err)
+int out_flush(struct app *app, struct strbuf *s, struct err *err)
 {
-	int r = s->failed ? -ENOMEM : write_full(STDOUT_FILENO, s->data, s->len);
+	int r = s->failed ? -ENOMEM : 0;
 
+	if (r == 0 && s->len) {
+		if (app)
+			app_output(app);
+		r = write_full(STDOUT_FILENO, s->data, s->len);
+	}
 	strbuf_clear(s);
 	return r < 0 ? err_wrap(err, r, "stdout") : 0;
 }
 
-int out_maybe(struct strbuf *s, struct err *err)
+int out_maybe(struct app *app, struct strbuf *s, struct err *err)
 {
-	return s->len >= OUT_ENOUGH || s->failed ? out_flush(s, err) : 0;
+	return s->len >= OUT_ENOUGH || s->failed ? out_flush(app, s, err) : 0;
 }

@@ -196,6 +196,8 @@ struct app {
 };
 int app_open(struct app *app, const struct options *o, const char *title, struct err *err);
 void app_close(struct app *app);
+/* Output begins: on a terminal, progress must go. */
+void app_output(struct app *app);
 
 /* Splits words into REFs (with --merge among them) and paths. Without --merge the first word is the
  * REF. With it, words before the last --merge are REFs and those after it paths; so are surplus
@@ -240,8 +242,6 @@ struct look {
 };
 int look_open(struct look *l, const struct options *o, const char *verb, size_t min_paths,
 	      size_t max_paths, struct err *err);
-/* Output begins: on a terminal, progress must go. */
-void look_output(struct look *l);
 void look_close(struct look *l);
 
 /* A set of inode numbers with a value each. */
@@ -281,10 +281,11 @@ char type_letter(uint8_t type);	     /* as ls -l begins; '-' for a regular file 
 /* sha256 of a file's content: the one that is known, or read. */
 int file_digest(struct tree *t, const struct attr *attr, struct digest *out, struct err *err);
 
-/* Writes @s to stdout and empties it. Errors: -EPIPE among others. */
-int out_flush(struct strbuf *s, struct err *err);
+/* Writes @s to stdout and empties it; @app (may be NULL) shows no more progress when that is a
+ * terminal. Errors: -EPIPE among others. */
+int out_flush(struct app *app, struct strbuf *s, struct err *err);
 /* The same once there is enough to be worth a write. */
-int out_maybe(struct strbuf *s, struct err *err);
+int out_maybe(struct app *app, struct strbuf *s, struct err *err);
 
 /* ------------------------------------------------------------------ mounts */
 
