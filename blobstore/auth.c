@@ -35,6 +35,7 @@
 #define CREDENTIALS_LIFE_NS (300 * NS_PER_S)
 #define TOKEN_SECONDS 60 /* what the protocol says when the answer does not */
 #define TOKEN_BODY_MAX (256u << 10)
+#define ATTEMPTS_MAX 4 /* then it is up to those who wait, who have deadlines, to ask again */
 #define FETCH_PATIENCE_NS (30 * NS_PER_S)
 
 enum scheme { SCHEME_NONE, SCHEME_BASIC, SCHEME_BEARER };
@@ -461,19 +462,25 @@ static void token_done(struct exchange *x, int result, const struct err *err)
 	struct net *net = g->auth->net;
 	char where[128];
 
-	if ((result < 0 && x->is_transient) || x->status >= 500 || x->status == 429 ||
-	    x->status == 408)
+	bool is_passing = result < 0 ? x->is_transient
+				     : x->status >= 500 || x->status == 429 || x->status == 408;
+
+	url_host_text(g->url, where, sizeof(where));
+	if (is_passing && ++g->attempt < ATTEMPTS_MAX)
 		loop_timer_set(net_loop(net), &g->next,
-			       now_ns() + net_backoff_ns(net, g->attempt++, x->retry_after_ms));
+			       now_ns() + net_backoff_ns(net, g->attempt - 1, x->retry_after_ms));
 	else if (result < 0)
 		grant_fail(g, result, "token service: %s", err_text(err, result));
+	else if (is_passing)
+		grant_fail(g, -ETIMEDOUT, "the token service %s answers with HTTP %u", where,
+			   x->status);
 	else if (x->status == 401 || x->status == 403 || (x->status == 400 && g->form))
 		token_refused(g);
 	else if (x->status == 200)
 		token_take(g);
 	else
-		grant_fail(g, -EBADMSG, "the token service %s answers with HTTP %u",
-			   url_host_text(g->url, where, sizeof(where)), x->status);
+		grant_fail(g, -EBADMSG, "the token service %s answers with HTTP %u", where,
+			   x->status);
 }
 
 /* The scopes are parted by blanks in the challenge; each becomes a parameter of the query, while

@@ -47,7 +47,7 @@ LIST_HEAD(gets, get);
 /* Where a blob is. Of the network thread. */
 struct place {
 	struct digest digest;
-	char *url;	     /* a redirect that worked; NULL = ask the registry */
+	char *url;	     /* the last redirect; NULL = ask the registry */
 	struct get *finder;  /* asks it now */
 	struct gets waiting; /* for the finder to know */
 	LIST_ENTRY(place) link;
@@ -114,17 +114,20 @@ static void place_release(struct place *p)
 	}
 }
 
-/* The answer is good: remember where it came from. */
-static void get_found_place(struct get *g)
+/* The registry answered with @url, or (NULL) with the blob itself. Whoever waits need not wait until
+ * that answers, too: it may take its turn among long streams. */
+static void get_found_place(struct get *g, const char *url)
 {
 	struct place *p = g->place;
 
 	if (!p)
 		return;
-	if (!g->redirect)
+	if (url) {
+		free(p->url);
+		p->url = strdup(url);
+	} else if (!g->redirect) {
 		g->r->is_direct = true;
-	else if (!p->url)
-		p->url = strdup(g->redirect);
+	}
 	if (p->finder == g)
 		place_release(p);
 }
@@ -223,6 +226,14 @@ static void get_refused(struct get *g)
 		 g->r->host);
 }
 
+/* A registry on this host that speaks https understands nothing of what it is asked. */
+static const char *get_hint(const struct get *g)
+{
+	bool is_guess = g->r->is_plain && !g->redirect && host_is_loopback(g->r->host);
+
+	return is_guess ? " (if it speaks https: --ca FILE or --insecure)" : "";
+}
+
 /* Tries again later, or ends with what g->last says when there is no later. */
 static void get_retry(struct get *g)
 {
@@ -237,7 +248,8 @@ static void get_retry(struct get *g)
 			 asked_ms / 1000);
 		return;
 	}
-	bool is_unreachable = g->last.code == -ECONNREFUSED || g->last.code == -ENETUNREACH;
+	bool is_unreachable = g->last.code == -ECONNREFUSED || g->last.code == -ENETUNREACH ||
+			      (g->last.code == -ECONNRESET && !g->x.status);
 	if (left < 20 * NS_PER_MS || (!g->t && is_unreachable && g->attempt >= UNREACHABLE_MAX)) {
 		get_fail(g, g->last.code, "%s", g->last.text);
 		return;
@@ -332,7 +344,7 @@ static int get_head(struct exchange *x)
 		return err_set(&g->last, -EBADMSG, "larger than a manifest may be");
 	int r = g->t ? get_check_range(g) : 0;
 	if (r == 0)
-		get_found_place(g);
+		get_found_place(g, NULL);
 	return r;
 }
 
@@ -405,6 +417,7 @@ static void get_follow(struct get *g)
 	} else {
 		free(g->redirect);
 		g->redirect = url;
+		get_found_place(g, url);
 		get_attempt(g);
 	}
 }
@@ -481,7 +494,8 @@ static void get_status(struct get *g)
 		get_fail(g, -EBADMSG,
 			 "HTTP 416, content does not match: it is shorter than the manifest says");
 	} else {
-		get_fail(g, -EBADMSG, "HTTP %u%s%s", status, *where ? " from " : "", where);
+		get_fail(g, -EBADMSG, "HTTP %u%s%s%s", status, *where ? " from " : "", where,
+			 status == 400 ? get_hint(g) : "");
 	}
 }
 
@@ -500,7 +514,8 @@ static void get_broken(struct get *g, int result, const struct err *err)
 	} else if (!g->x.is_transient) {
 		get_fail(g, result, "%s", err_text(err, result));
 	} else {
-		err_set(&g->last, result, "%s", err_text(err, result));
+		err_set(&g->last, result, "%s%s", err_text(err, result),
+			result == -ECONNRESET && !g->x.status ? get_hint(g) : "");
 		if (g->attempt && !g->n_given)
 			get_lose_place(g);
 		g->x.is_fresh = true;
@@ -564,10 +579,15 @@ static void get_auth_done(struct auth_wait *w, int result, const struct err *err
 {
 	struct get *g = containerof(w, struct get, auth);
 
-	if (result == 0)
+	if (result == 0) {
 		get_authorized(g);
-	else
+	} else if (result == -EACCES || result == -EBADMSG || result == -ECANCELED) {
 		get_fail(g, result, "%s", err_text(err, result));
+	} else {
+		err_set(&g->last, result, "%s", err_text(err, result));
+		g->is_renewed = false; /* nothing has been renewed */
+		get_retry(g);
+	}
 }
 
 /* Returns false when somebody else is finding the place already. */
