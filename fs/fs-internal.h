@@ -4,10 +4,10 @@
 /*
  * fs-internal: what the files of fs share.
  *
- * A request from the kernel becomes a struct parked with a struct call in it. Where the tree answers
- * at once (nearly always), the reply leaves on the same thread and the struct is used again for the
- * next request. Where the tree says "later", the struct is what waits: parked.c owns it until it is
- * answered and the tree has given it back.
+ * A request from the kernel becomes a struct parked with a struct call in it. Where the tree
+ * answers at once (nearly always), the reply leaves on the same thread and the struct is used
+ * again for the next request. Where the tree says "later", the struct is what waits: parked.c owns
+ * it until it is answered and the tree has given it back.
  *
  * Locks: parking.lock and the session's and table's locks are leaves; none is held across a reply
  * to the kernel, a call into a tree, or another of them.

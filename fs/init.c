@@ -5,10 +5,10 @@
  *
  * libfuse negotiates, but Debian 12's (3.14) leaves two things out of the answer to INIT that this
  * program cannot do without:
- *	PARALLEL_DIROPS		it is wanted by default and then forgotten. Without it the kernel looks
- *				up one name of a folder at a time, and a single name that waits for
- *				the network holds up all others of its folder;
- *	PASSTHROUGH		which came with libfuse 3.17.
+ *	PARALLEL_DIROPS	it is wanted by default and then forgotten. Without it the kernel looks up
+ *			one name of a folder at a time, and a single name that waits for the
+ *			network holds up all others of its folder;
+ *	PASSTHROUGH	which came with libfuse 3.17.
  * So the question is read on its way in and the answer completed on its way out, through
  * fuse_session_custom_io. Where libfuse has set them already nothing changes.
  */

@@ -3,13 +3,13 @@
 /*
  * mounts: the mounts of this host, as the kernel tells them.
  *
- * A server that died or hangs makes every stat of its mountpoint fail or hang, so nothing here ever
- * looks at a mountpoint: mounts are found in /proc/self/mountinfo, and paths that a person typed are
- * resolved only up to their last name.
+ * A server that died or hangs makes every stat of its mountpoint fail or hang, so nothing here
+ * ever looks at a mountpoint: mounts are found in /proc/self/mountinfo, and paths that a person
+ * typed are resolved only up to their last name.
  *
- * A line of mountinfo: id, parent id, major:minor, root, mountpoint, options, any number of optional
- * fields, "-", type, source, options of the file system; spaces, tabs, newlines and backslashes in a
- * field are written as \ooo.
+ * A line of mountinfo: id, parent id, major:minor, root, mountpoint, options, any number of
+ * optional fields, "-", type, source, options of the file system; spaces, tabs, newlines and
+ * backslashes in a field are written as \ooo.
  */
 
 #include "fs/fs-internal.h"
@@ -232,7 +232,8 @@ static char *resolve_parent(const char *path)
 	return str_printf("%s/%s", strcmp(parent, "/") == 0 ? "" : parent, name);
 }
 
-/* The source of the mount of ours that is on top at @path; -EINVAL when there is none. Caller frees. */
+/* The source of the mount of ours that is on top at @path; -EINVAL when there is none. Caller
+ * frees. */
 static int find_source(const char *path, char **source, struct err *err)
 {
 	struct mount_entry *entries;

@@ -10,10 +10,10 @@
  * What does not change is given to the kernel for a day: entries, attributes, links, listings and
  * the fact that a name does not exist. What is live is given for no time at all.
  *
- * Errors leave here, in ops_fail, and nowhere else. An errno that says something of the name that was
- * asked for goes to the kernel as it is; all others (the network, damaged content, a missing blob,
- * whose own -ENOENT must not look like a missing file) become EIO, and the reason is kept for
- * `status` and logged once.
+ * Errors leave here, in ops_fail, and nowhere else. An errno that says something of the name that
+ * was asked for goes to the kernel as it is; all others (the network, damaged content, a missing
+ * blob, whose own -ENOENT must not look like a missing file) become EIO, and the reason is kept
+ * for `status` and logged once.
  *
  * Readdir offsets: 0 is the start, 1 is after ".", 2 after "..", and from there on the tree's own
  * (never 0) plus FIRST_ENTRY - 1.

@@ -4,8 +4,8 @@
  * parked: requests that wait.
  *
  * A tree may say "later" in two ways: a lookup, getattr or list that needs an index which is still
- * on its way (try again when wait.ready was called), and a read whose bytes are (the bytes are in the
- * buffer when done was called). No thread waits in either case; the request is parked here.
+ * on its way (try again when wait.ready was called), and a read whose bytes are (the bytes are in
+ * the buffer when done was called). No thread waits in either case; the request is parked here.
  *
  * Four things may happen to a parked request, in any order and at once:
  *	- the tree calls back	a read is answered there and then; anything else is queued, because
@@ -19,14 +19,14 @@
  * buffer until it calls back, however late, even after the session is gone. That is why the lot is
  * counted: one reference for the session and one for each struct that is out of its hands.
  *
- * is_busy covers the windows in which a thread still works on a request that others can see already:
- * while a reply is being sent, and between the tree's "later" and the end of parked_park (the tree may
- * call back before it has even returned, and libfuse's interrupt handler can only be set while nobody
- * may reply and so free the request). Others then leave a mark, and that thread looks at the marks
- * last.
+ * is_busy covers the windows in which a thread still works on a request that others can see
+ * already: while a reply is being sent, and between the tree's "later" and the end of parked_park
+ * (the tree may call back before it has even returned, and libfuse's interrupt handler can only be
+ * set while nobody may reply and so free the request). Others then leave a mark, and that thread
+ * looks at the marks last.
  *
- * All deadlines are equally long, so `waiting` is nearly always appended to; the thread sleeps until
- * the first deadline, and a new request wakes it only when it sleeps longer than that.
+ * All deadlines are equally long, so `waiting` is nearly always appended to; the thread sleeps
+ * until the first deadline, and a new request wakes it only when it sleeps longer than that.
  */
 
 #include "fs/fs-internal.h"
@@ -376,8 +376,8 @@ static void try_again(struct parking *lot, struct parked *p)
 	busy_end(lot);
 }
 
-/* With the lock: the first request whose deadline has passed and that can be claimed now (a busy one
- * looks at its deadline itself). */
+/* With the lock: the first request whose deadline has passed and that can be claimed now (a busy
+ * one looks at its deadline itself). */
 static struct parked *first_late(struct parking *lot, uint64_t now)
 {
 	struct parked *p;

@@ -4,11 +4,12 @@
  * passthrough: what the answer to OPEN is, and files that the kernel reads by itself.
  *
  * There are two fast ways to a file's bytes and a mount can have only one of them:
- *	no-open		OPEN is answered ENOSYS, once; from then on the kernel opens and closes files
- *			of this mount without a word and keeps their pages. Fastest for small files.
- *	passthrough	each OPEN of a large file that is all here hands the kernel a descriptor of its
- *			flat copy, and READs no longer exist: as fast as the file below, mmap too.
- *			But each open and release of any file is then a request.
+ *	no-open		OPEN is answered ENOSYS, once; from then on the kernel opens and closes
+ *			files of this mount without a word and keeps their pages. Fastest for
+ *			small files.
+ *	passthrough	each OPEN of a large file that is all here hands the kernel a descriptor
+ *			of its flat copy, and READs no longer exist: as fast as the file below,
+ *			mmap too. But each open and release of any file is then a request.
  * DATA_AUTO is decided at the first OPEN, by the caller's wants_passthrough and by trying whether
  * the kernel takes a backing file from this process (it asks for CAP_SYS_ADMIN in the initial user
  * namespace). Where it does not, no-open is what is left, and data_reason says so.
@@ -19,8 +20,9 @@
  * open stays with READ until its last release. Files under PASSTHROUGH_MIN never pass and need no
  * entry; fh of an OPEN tells RELEASE which of the two it was.
  *
- * libfuse before 3.17 knows nothing of this: init.c agrees on it with the kernel, the ioctls go to the
- * session's descriptor, and the answer to OPEN, whose last word is the backing id, is made by hand.
+ * libfuse before 3.17 knows nothing of this: init.c agrees on it with the kernel, the ioctls go to
+ * the session's descriptor, and the answer to OPEN, whose last word is the backing id, is made by
+ * hand.
  */
 
 #include "fs/fs-internal.h"

@@ -12,15 +12,15 @@
  *	probe		makes the first getattr of the root, and ends (see below)
  * Threads are made in session_run, not before, so that a caller may fork after session_new.
  *
- * mount(2) is called here and not by libfuse, which tells what went wrong only to stderr; without the
- * privilege for it libfuse's way through fusermount3 is taken.
+ * mount(2) is called here and not by libfuse, which tells what went wrong only to stderr; without
+ * the privilege for it libfuse's way through fusermount3 is taken.
  *
  * A mount answers when its root's getattr has been answered through the kernel: the probe asks
  * with statx, and the reading thread, which saw the request pass, calls on_ready.
  *
- * The end comes in one of two ways. Unmounted by somebody else: /dev/fuse says ENODEV. SIGTERM, SIGINT or
- * SIGHUP: the mount is detached and the device closed, so that whoever still uses the mount
- * gets ENOTCONN instead of waiting for ever.
+ * The end comes in one of two ways. Unmounted by somebody else: /dev/fuse says ENODEV. SIGTERM,
+ * SIGINT or SIGHUP: the mount is detached and the device closed, so that whoever still uses the
+ * mount gets ENOTCONN instead of waiting for ever.
  */
 
 #include "fs/fs-internal.h"

@@ -243,8 +243,8 @@ static void outlives_the_session_while_the_tree_has_it(void **state)
 	tree_unref(&slow->tree);
 }
 
-/* The tree's answer and the deadline at the same time, over and over: each request is answered once,
- * whoever is first, and nothing is lost or freed twice. */
+/* The tree's answer and the deadline at the same time, over and over: each request is answered
+ * once, whoever is first, and nothing is lost or freed twice. */
 static void survives_answers_that_race_with_deadlines(void **state)
 {
 	enum { ROUNDS = 60, CLIENTS = 16 };
