@@ -95,6 +95,8 @@ static inline void test_registry_start(struct test_registry *r, char *const *opt
 
 static inline void test_registry_stop(struct test_registry *r)
 {
+	if (!r->dir) /* it was never started */
+		return;
 	close(r->in);
 	waitpid(r->pid, NULL, 0);
 	test_dir_remove(r->dir);
