@@ -194,7 +194,7 @@ static int cp_special(struct cp *cp, int dir, const char *tmp, const struct attr
 		r = tree_readlink(cp->tree, attr->id, &target, cp->err);
 		if (r < 0)
 			return err_wrap(cp->err, r, "%s", path);
-		r = symlinkat(target.data, dir, tmp);
+		r = symlinkat(target.data ? target.data : "", dir, tmp);
 	} else {
 		r = mknodat(dir, tmp, kinds[attr->type] | attr->mode,
 			    makedev(attr->dev_major, attr->dev_minor));
@@ -270,8 +270,6 @@ static int cp_file(struct cp *cp, int dir, const char *name, const struct attr *
 	int r;
 
 	do {
-		if (cp->err)
-			cp->err->code = 0;
 		snprintf(tmp, sizeof(tmp), ".llbfs-%d-%u", (int)getpid(), cp->n_temporary++);
 		r = cp_make(cp, dir, tmp, attr, path);
 	} while (r == -EEXIST);
