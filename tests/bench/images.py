@@ -3,7 +3,6 @@
 tree      ~100,000 small files in ~8,000 folders, 20 layers, and one file of 1 GiB
 python    a root file system with python3 and a compiler, from packages of this host
 """
-import base64
 import gzip
 import hashlib
 import io
@@ -12,18 +11,13 @@ import os
 import random
 import shutil
 import subprocess
+import sys
 import tarfile
-import time
-import zlib
 
-MT_MANIFEST = 'application/vnd.oci.image.manifest.v1+json'
-MT_CONFIG = 'application/vnd.oci.image.config.v1+json'
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import estargz  # noqa: E402
+
 MT_LAYER = 'application/vnd.oci.image.layer.v1.tar'
-TOC_DIGEST = 'containerd.io/snapshot/stargz/toc.digest'
-
-
-def sha(data):
-    return 'sha256:' + hashlib.sha256(data).hexdigest()
 
 
 class Layout:
@@ -37,10 +31,7 @@ class Layout:
         self.layers, self.diff_ids = [], []
 
     def put(self, data):
-        digest = sha(data)
-        with open(f'{self.path}/blobs/{digest.replace(":", "/")}', 'wb') as f:
-            f.write(data)
-        return {'digest': digest, 'size': len(data)}
+        return {'digest': estargz.add_blob(self.path, data), 'size': len(data)}
 
     def add(self, data, suffix, diff_id, annotations=None):
         desc = {'mediaType': MT_LAYER + suffix, **self.put(data)}
@@ -63,89 +54,15 @@ class Layout:
     def finish(self):
         config = json.dumps({'architecture': 'amd64', 'os': 'linux', 'config': {},
                              'rootfs': {'type': 'layers', 'diff_ids': self.diff_ids}}).encode()
-        manifest = json.dumps({'schemaVersion': 2, 'mediaType': MT_MANIFEST,
-                               'config': {'mediaType': MT_CONFIG, **self.put(config)},
+        manifest = json.dumps({'schemaVersion': 2, 'mediaType': estargz.MANIFEST_TYPE,
+                               'config': {'mediaType': estargz.CONFIG_TYPE, **self.put(config)},
                                'layers': self.layers}).encode()
         index = {'schemaVersion': 2, 'manifests': [
-            {'mediaType': MT_MANIFEST, **self.put(manifest),
+            {'mediaType': estargz.MANIFEST_TYPE, **self.put(manifest),
              'platform': {'architecture': 'amd64', 'os': 'linux'},
              'annotations': {'org.opencontainers.image.ref.name': 'latest'}}]}
         with open(self.path + '/index.json', 'w') as f:
             json.dump(index, f)
-
-
-# ---------------------------------------------------------------- eStargz
-
-def member(data, level=6):
-    z = zlib.compressobj(level, zlib.DEFLATED, 31)
-    return z.compress(data) + z.flush()
-
-
-def entry_of(info):
-    e = {'name': info.name, 'mode': info.mode, 'uid': info.uid, 'gid': info.gid,
-         'modtime': time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime(int(info.mtime)))}
-    xattrs = {k[14:]: base64.b64encode(v.encode('utf-8', 'surrogateescape')).decode()
-              for k, v in info.pax_headers.items() if k.startswith('SCHILY.xattr.')}
-    if xattrs:
-        e['xattrs'] = xattrs
-    kinds = {tarfile.DIRTYPE: 'dir', tarfile.SYMTYPE: 'symlink', tarfile.LNKTYPE: 'hardlink',
-             tarfile.CHRTYPE: 'char', tarfile.BLKTYPE: 'block', tarfile.FIFOTYPE: 'fifo'}
-    e['type'] = kinds.get(info.type, 'reg')
-    if e['type'] == 'dir':
-        e['name'] += '/'
-    if info.linkname:
-        e['linkName'] = info.linkname
-    if e['type'] in ('char', 'block'):
-        e.update(devMajor=info.devmajor, devMinor=info.devminor)
-    return e
-
-
-def estargz(raw, chunk=4 << 20):
-    """(blob, diff ID, TOC digest) of a tar as eStargz: a member a chunk of payload, TOC, footer."""
-    out, plain, toc, pending = io.BytesIO(), hashlib.sha256(), [], bytearray()
-
-    def flush():
-        if pending:
-            out.write(member(bytes(pending)))
-            plain.update(pending)
-            pending.clear()
-
-    at = 0
-    with tarfile.open(fileobj=io.BytesIO(raw)) as tar:
-        for info in tar:
-            pending += raw[at:info.offset_data]
-            at = info.offset_data
-            e = entry_of(info)
-            toc.append(e)
-            if e['type'] != 'reg' or not info.size:
-                continue
-            data = raw[at:at + info.size]
-            at += info.size
-            e.update(size=len(data), digest=sha(data))
-            for off in range(0, len(data), chunk):
-                piece = data[off:off + chunk]
-                flush()
-                d = e if off == 0 else {'name': info.name, 'type': 'chunk', 'chunkOffset': off}
-                if off:
-                    toc.append(d)
-                d.update(offset=out.tell(), chunkDigest=sha(piece))
-                if len(data) > chunk:
-                    d['chunkSize'] = len(piece)
-                pending += piece
-    pending += bytes(-at % 512)
-    flush()
-    text = json.dumps({'version': 1, 'entries': toc}, indent='\t').encode()
-    buf = io.BytesIO()
-    with tarfile.open(fileobj=buf, mode='w', format=tarfile.USTAR_FORMAT) as tar:
-        info = tarfile.TarInfo('stargz.index.json')
-        info.size = len(text)
-        tar.addfile(info, io.BytesIO(text))
-    toc_at = out.tell()
-    out.write(member(buf.getvalue(), 9))
-    plain.update(buf.getvalue())
-    out.write(bytes([0x1f, 0x8b, 8, 4, 0, 0, 0, 0, 0, 0xff, 26, 0]) + b'SG' + bytes([22, 0])
-              + b'%016xSTARGZ' % toc_at + bytes([1, 0, 0, 0xff, 0xff]) + bytes(8))
-    return out.getvalue(), 'sha256:' + plain.hexdigest(), sha(text)
 
 
 # ---------------------------------------------------------------- the tree of 20 layers
@@ -260,9 +177,9 @@ def make_python(work):
         raw = buf.getvalue()
         os.makedirs(root, exist_ok=True)
         subprocess.run(['tar', 'xpf', '-', '-C', root], input=raw, check=True)
-        gz.add(gzip.compress(raw, 6, mtime=0), '+gzip', sha(raw))
-        blob, diff_id, toc = estargz(raw)
-        es.add(blob, '+gzip', diff_id, {TOC_DIGEST: toc})
+        gz.add(gzip.compress(raw, 6, mtime=0), '+gzip', estargz.digest(raw))
+        blob, diff_id, toc = estargz.estargz(raw, level=6)
+        es.add(blob, '+gzip', diff_id, {estargz.TOC_ANNOTATION: toc})
     gz.finish()
     es.finish()
 
