@@ -15,7 +15,8 @@
 
 /* ------------------------------------------------------------------ errors */
 
-static void err_vset(struct err *err, int code, const char *fmt, va_list ap)
+__attribute__((format(printf, 3, 0))) static void err_vset(struct err *err, int code,
+							   const char *fmt, va_list ap)
 {
 	if (!err)
 		return;
