@@ -749,6 +749,71 @@ static void asks_a_helper(void **state)
 	tell(&server, "{\"set\":{\"users\":{\"user\":\"secret\"}}}");
 }
 
+/* ------------------------------------------------------------------ everything at once */
+
+static unsigned roll(uint64_t *seed, unsigned sides)
+{
+	*seed = *seed * UINT64_C(6364136223846793005) + 1442695040888963407u;
+	return (unsigned)(*seed >> 33) % sides;
+}
+
+/* Any mixture of faults: who gets bytes gets the right ones (reading_wait sees to that), and all
+ * have an answer by their deadline. */
+static void survives_any_mixture_of_faults(void **state)
+{
+	static const char *const faults[] = {
+		"\"cut_after\":700",
+		"\"stall_after\":300",
+		"\"hang_up\":true",
+		"\"status\":503",
+		"\"status\":429,\"headers\":{\"Retry-After\":\"1\"}",
+		"\"status\":500,\"body\":\"oops\"",
+		"\"status\":401",
+		"\"status\":403",
+		"\"status\":404",
+		"\"ignore_range\":true",
+		"\"short_range\":333",
+		"\"wide_range\":1111",
+		"\"shift_range\":1",
+		"\"content_range\":\"bytes 0-99/100\"",
+		"\"delay\":0.2",
+		"\"rate\":20000",
+		"\"where\":\"token\",\"status\":500",
+		"\"where\":\"cdn\",\"status\":403",
+	};
+	enum { N = 24, ROUNDS = 10, DEADLINE_MS = 1500 };
+	static struct reading all[N];
+	int n_right = 0;
+
+	for (uint64_t round = 0; round < ROUNDS; round++) {
+		scoped(registry_unref) struct registry *r = open_registry();
+		uint64_t seed = round * 977 + 5, from = now_ns();
+		char text[400];
+		snprintf(text, sizeof(text),
+			 "{\"clear\":true,\"revoke\":true,\"set\":{\"auth\":\"%s\",\"redirect\":%s}"
+			 "}",
+			 round % 2 ? "token" : "none", round % 3 ? "true" : "false");
+		tell(&server, text);
+		for (int i = 0; i < 4; i++) {
+			snprintf(text, sizeof(text), "{\"fault\":{\"skip\":%u,\"count\":%u,%s}}",
+				 roll(&seed, 6), 1 + roll(&seed, 5),
+				 faults[roll(&seed, countof(faults))]);
+			tell(&server, text);
+		}
+		for (int i = 0; i < N; i++) {
+			reading_init(&all[i], roll(&seed, BLOB_SIZE - 5000), 1 + roll(&seed, 5000),
+				     DEADLINE_MS);
+			all[i].t.is_stream = roll(&seed, 4) == 0;
+			begin(&all[i], r);
+		}
+		for (int i = 0; i < N; i++)
+			n_right += reading_wait(&all[i]) == 0;
+		/* A stream's patience begins anew with each byte. */
+		assert_in_range((now_ns() - from) / NS_PER_MS, 0, 3 * DEADLINE_MS);
+	}
+	assert_in_range(n_right, N * ROUNDS / 2, N * ROUNDS);
+}
+
 /* ------------------------------------------------------------------ https */
 
 static struct test_registry tls_server;
@@ -860,6 +925,7 @@ int main(void)
 		on_server(sends_no_credentials_over_open_lines),
 		on_server(renews_credentials_that_have_expired),
 		on_server(asks_a_helper),
+		on_server(survives_any_mixture_of_faults),
 		on_server(checks_certificates),
 		on_server(speaks_http_after_all_on_this_host),
 	};
