@@ -524,7 +524,7 @@ static void settle(struct layer *l, int r, const struct err *err)
 		snprintf(l->reason, sizeof(l->reason), "%.*s", (int)sizeof(l->reason) - 1,
 			 l->err.text);
 	} else {
-		l->reason[0] = '\0';
+		snprintf(l->reason, sizeof(l->reason), "%s", l->made.note);
 	}
 	__atomic_store_n(&l->state, r < 0 ? FAILED : READY, __ATOMIC_RELEASE);
 	__atomic_store_n(&l->position, 0, __ATOMIC_RELAXED);
@@ -646,7 +646,8 @@ void layer_status(struct tree *t, struct layer_status *out)
 	snprintf(out->reason, sizeof(out->reason), "%s", l->reason);
 	pthread_mutex_unlock(&l->lock);
 	out->is_ready = state == READY;
-	out->is_lazy = state != FAILED && !*out->reason;
+	/* Once the index is here, everything is lazy from then on. */
+	out->is_lazy = state == READY || (state == MAKING && !*out->reason);
 	out->pass_position = __atomic_load_n(&l->position, __ATOMIC_RELAXED);
 	blob_usage(l->source.blob, &out->usage);
 	if (state != READY)

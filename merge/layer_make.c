@@ -114,16 +114,22 @@ static int map_index(const struct layer_source *s, const char *key, struct index
 }
 
 /* Old writers of zstd:chunked drop the padding at the tar's end, so that nobody can get the diff ID
- * that the config has. */
-static int check_diff_id(const struct layer_source *s, const struct index *x, struct err *err)
+ * that the config has: that is told in *note. */
+static int check_diff_id(const struct layer_source *s, const struct index *x, const char **note,
+			 struct err *err)
 {
 	struct index_about about;
 	char is[DIGEST_TEXT_MAX], wanted[DIGEST_TEXT_MAX];
 
+	*note = "";
 	index_about(x, &about);
 	if (digest_is_zero(&s->diff_id) || digest_is_zero(&about.diff_id) ||
-	    digest_equal(&s->diff_id, &about.diff_id) || is_zstdchunked(blob_desc(s->blob)))
+	    digest_equal(&s->diff_id, &about.diff_id))
 		return 0;
+	if (is_zstdchunked(blob_desc(s->blob))) {
+		*note = "not the diff ID of the config: its writer dropped the end of the tar";
+		return 0;
+	}
 	return err_set(err, -EBADMSG, "the image's config says diff ID %s, but it is %s",
 		       digest_text(&s->diff_id, wanted), digest_text(&about.diff_id, is));
 }
@@ -147,7 +153,7 @@ static int use_index(const struct layer_source *s, const char *key, struct layer
 		return -ENOENT;
 	}
 	if (r == 0)
-		r = check_diff_id(s, x, err);
+		r = check_diff_id(s, x, &out->note, err);
 	if (r < 0)
 		return r;
 	out->index = take(x);

@@ -477,6 +477,7 @@ struct layer_made {
 	struct index *index;
 	uint64_t plain_size;
 	char key[LAYER_KEY_MAX];
+	const char *note; /* what a person should know although all is well; "" mostly */
 };
 /* Told and asked while an index is being made, from that thread. */
 struct layer_progress {

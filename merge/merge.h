@@ -185,7 +185,7 @@ struct layer_status {
 	enum layer_format format;
 	bool is_ready; /* the index is here */
 	bool is_lazy; /* content is fetched as it is read */
-	char reason[160]; /* when not lazy: why; when failed: the error */
+	char reason[160]; /* when not lazy: why; when failed: the error; else seldom a remark */
 	int error; /* negative errno when the layer failed */
 	uint64_t pass_position; /* stored bytes of the pass under way, else 0 */
 	struct blob_usage usage;

@@ -347,6 +347,134 @@ static void one_pass_fetches_each_byte_once(void **state)
 	bench_free(b);
 }
 
+/* ------------------------------------------------------------------ eStargz made by hand */
+
+static uint32_t crc_of(const uint8_t *bytes, size_t n)
+{
+	uint32_t crc = UINT32_MAX;
+
+	for (size_t i = 0; i < n; i++) {
+		crc ^= bytes[i];
+		for (int k = 0; k < 8; k++)
+			crc = crc >> 1 ^ (crc & 1 ? 0xedb88320 : 0);
+	}
+	return ~crc;
+}
+
+static void put_le(struct strbuf *s, uint32_t value, int n)
+{
+	for (int i = 0; i < n; i++)
+		strbuf_putc(s, (char)(value >> 8 * i));
+}
+
+/* A gzip member of stored blocks, which need no compressor. */
+static void put_member(struct strbuf *s, const void *bytes, size_t n)
+{
+	const uint8_t *p = bytes;
+	size_t left = n;
+
+	strbuf_add(s, "\x1f\x8b\x08\0\0\0\0\0\0\xff", 10);
+	do {
+		uint32_t len = (uint32_t)MIN(left, (size_t)65535);
+		strbuf_putc(s, len == left);
+		put_le(s, len, 2);
+		put_le(s, ~len, 2);
+		strbuf_add(s, p, len);
+		p += len;
+		left -= len;
+	} while (left);
+	put_le(s, crc_of(bytes, n), 4);
+	put_le(s, (uint32_t)n, 4);
+}
+
+static void put_toc(struct strbuf *s, const struct strbuf *json)
+{
+	struct strbuf tar = {0};
+	char h[512] = {0}, footer[51] = "\x1f\x8b\x08\x04\0\0\0\0\0\xff\x1a\0SG\x16";
+	unsigned sum = 8 * ' ';
+	size_t toc_off = s->len;
+
+	strcpy(h, "stargz.index.json");
+	snprintf(h + 124, 12, "%011zo", json->len);
+	h[156] = '0';
+	memcpy(h + 257, "ustar\00000", 8);
+	for (size_t i = 0; i < sizeof(h); i++)
+		sum += (uint8_t)h[i];
+	snprintf(h + 148, 8, "%06o", sum);
+	strbuf_add(&tar, h, sizeof(h));
+	strbuf_add(&tar, json->data, json->len);
+	memset(h, 0, sizeof(h));
+	strbuf_add(&tar, h, -json->len % 512);
+	strbuf_add(&tar, h, sizeof(h));
+	strbuf_add(&tar, h, sizeof(h));
+	put_member(s, tar.data, tar.len);
+	strbuf_free(&tar);
+	snprintf(footer + 16, 24, "%016zxSTARGZ", toc_off);
+	memcpy(footer + 38, "\1\0\0\xff\xff\0\0\0\0\0\0\0", 13);
+	strbuf_add(s, footer, sizeof(footer));
+}
+
+/* One file "f" of the content "hello", which the table says is @digest_of, and @n_dirs folders. */
+static void use_own_estargz(struct bench *b, const char *digest_of, int n_dirs)
+{
+	struct strbuf blob = {0}, json = {0};
+	char text[DIGEST_TEXT_MAX];
+	struct digest d;
+
+	put_member(&blob, "some header", 11);
+	digest_bytes(&d, digest_of, strlen(digest_of));
+	strbuf_printf(&json,
+		      "{\"version\":1,\"entries\":[{\"name\":\"f\",\"type\":\"reg\",\"size\":5,"
+		      "\"offset\":%zu,\"chunkDigest\":\"%s\"}",
+		      blob.len, digest_text(&d, text));
+	for (int i = 0; i < n_dirs; i++)
+		strbuf_printf(&json, ",{\"name\":\"dir%d\",\"type\":\"dir\"}", i);
+	strbuf_puts(&json, "]}");
+	put_member(&blob, "hello and padding", 17);
+	put_toc(&blob, &json);
+	use_blob(b, blob.data, blob.len, GZIP_TYPE);
+	digest_bytes(&d, json.data, json.len);
+	assert_int_equal(desc_annotate(&b->desc, TOC, digest_text(&d, text)), 0);
+	strbuf_free(&json);
+	strbuf_free(&blob);
+}
+
+static void a_large_table_takes_one_more_read(void **state)
+{
+	struct bench *b = bench_new(0);
+	char text[10];
+
+	use_own_estargz(b, "hello", 5000);
+	assert_true(b->desc.size > 100 << 10);
+	struct tree *t = ready_layer(b);
+	assert_int_equal(b->n_requests, 2);
+	assert_true(b->n_bytes <= b->desc.size); /* nothing twice */
+	walk(t, "/dir4999");
+	struct attr a = walk(t, "/f");
+	assert_int_equal(tree_read(t, a.id, 0, text, sizeof(text), NULL, NULL, NULL), 5);
+	assert_memory_equal(text, "hello", 5);
+	assert_int_equal(b->n_requests, 3);
+	tree_unref(t);
+	bench_free(b);
+}
+
+static void content_that_is_not_what_the_table_says_is_refused(void **state)
+{
+	struct bench *b = bench_new(0);
+	struct err err = {0};
+	char text[10];
+
+	use_own_estargz(b, "hallo", 0);
+	struct tree *t = ready_layer(b);
+	struct attr a = walk(t, "/f");
+	for (int i = 0; i < 2; i++) {
+		assert_int_equal(tree_read(t, a.id, 0, text, 5, NULL, NULL, &err), -EBADMSG);
+		assert_true(*err.text);
+	}
+	tree_unref(t);
+	bench_free(b);
+}
+
 /* ------------------------------------------------------------------ reasons */
 
 static void the_reason_is_told_while_the_layer_is_streamed(void **state)
@@ -535,6 +663,28 @@ static void a_wrong_diff_id_is_an_error_at_any_time(void **state)
 	assert_int_equal(layer_open(&t, b->store, &b->desc, b->remote, &right, NULL), 0);
 	assert_int_equal(layer_wait(t, NULL), 0);
 	tree_unref(t);
+	bench_free(b);
+}
+
+/* Their tars have lost their padding, and nothing else. */
+static void a_wrong_diff_id_of_zstd_chunked_is_only_told(void **state)
+{
+	struct bench *b = bench_new(0);
+	struct digest wrong;
+	struct tree *t;
+
+	use_sample(b, &samples[3]);
+	digest_bytes(&wrong, "x", 1);
+	desc_annotate(&b->desc, "io.containers.zstd-chunked.manifest-checksum", "x");
+	for (int i = 0; i < 2; i++) {
+		assert_int_equal(layer_open(&t, b->store, &b->desc, b->remote, &wrong, NULL), 0);
+		assert_int_equal(layer_wait(t, NULL), 0);
+		struct layer_status s = status_of(t);
+		assert_true(s.is_lazy);
+		assert_int_equal(s.format, LAYER_ZSTDCHUNKED);
+		assert_non_null(strstr(s.reason, "diff ID"));
+		tree_unref(t);
+	}
 	bench_free(b);
 }
 
@@ -794,12 +944,15 @@ int main(void)
 		cmocka_unit_test(every_encoding_is_the_same_tree),
 		cmocka_unit_test(what_is_in_the_store_is_not_made_again),
 		cmocka_unit_test(estargz_costs_its_table_and_what_is_read),
+		cmocka_unit_test(a_large_table_takes_one_more_read),
+		cmocka_unit_test(content_that_is_not_what_the_table_says_is_refused),
 		cmocka_unit_test(one_pass_fetches_each_byte_once),
 		cmocka_unit_test(the_reason_is_told_while_the_layer_is_streamed),
 		cmocka_unit_test(a_table_that_cannot_be_used_leads_to_the_pass),
 		cmocka_unit_test(calls_say_later_and_are_told_when),
 		cmocka_unit_test(a_failure_is_kept_and_given_to_every_call),
 		cmocka_unit_test(a_wrong_diff_id_is_an_error_at_any_time),
+		cmocka_unit_test(a_wrong_diff_id_of_zstd_chunked_is_only_told),
 		cmocka_unit_test(nothing_is_published_of_a_blob_with_another_digest),
 		cmocka_unit_test(a_layer_that_nobody_wants_is_given_up),
 		cmocka_unit_test(damaged_files_of_the_store_are_made_again),
