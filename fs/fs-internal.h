@@ -197,6 +197,8 @@ struct session {
 	char data_reason[120];
 	struct session_error errors[N_ERRORS]; /* a ring */
 	uint64_t n_errors; /* ever; the newest is at (n_errors - 1) % N_ERRORS */
+	int root_result;   /* why the mount never answered; 0 = it did, or may yet */
+	struct err root_err;
 };
 
 /* Keeps the reason for an error that the kernel gets, and logs it. */
@@ -204,3 +206,6 @@ void session_record(struct session *s, int code, const char *what, const char *t
 void session_set_data(struct session *s, enum data_mode data, const char *reason);
 /* Tells the thread of session_run that the root's getattr has been answered. */
 void session_root_answered(struct session *s);
+/* The tree says that there is no root: ends the session with that error. False: it had answered
+ * before, and this is an error like any other. */
+bool session_root_failed(struct session *s, int code, const struct err *err);

@@ -440,7 +440,10 @@ bool ops_attempt(struct session *s, struct parked *p)
 		return true;
 	}
 	parked_unlend(p);
-	if (r < 0)
+	if (r < 0 && p->call.op == CALL_GETATTR && p->call.id == TREE_ROOT &&
+	    session_root_failed(s, r, &err))
+		fuse_reply_err(p->call.req, EIO);
+	else if (r < 0)
 		ops_fail(s, &p->call, r, &err);
 	return false;
 }

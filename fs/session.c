@@ -16,7 +16,9 @@
  * the privilege for it libfuse's way through fusermount3 is taken.
  *
  * A mount answers when its root's getattr has been answered through the kernel: the probe asks
- * with statx, and the reading thread, which saw the request pass, calls on_ready.
+ * with statx, and the reading thread, which saw the request pass, calls on_ready. Where the tree
+ * says that it has no root, the session ends with its error. Where the tree is not ready by the
+ * deadline, which is one for reads, the probe asks again: a layer may take longer to index.
  *
  * The end comes in one of two ways. Unmounted by somebody else: /dev/fuse says ENODEV. SIGTERM,
  * SIGINT or SIGHUP: the mount is detached and the device closed, so that whoever still uses the
@@ -352,6 +354,16 @@ static void raise_read_ahead(unsigned major, unsigned minor)
 		(void)!write(fd, text, (size_t)n);
 }
 
+static int root_error(struct session *s, struct err *err)
+{
+	pthread_mutex_lock(&s->lock);
+	int r = s->root_result;
+	if (r < 0 && err)
+		*err = s->root_err;
+	pthread_mutex_unlock(&s->lock);
+	return r;
+}
+
 static void *probe_main(void *arg)
 {
 	struct session *s = arg;
@@ -359,22 +371,40 @@ static void *probe_main(void *arg)
 	struct statx stx;
 
 	pthread_setname_np(pthread_self(), "probe");
-	/* Answered, or it fails when the session ends first. */
-	if (statx(AT_FDCWD, s->mountpoint, AT_SYMLINK_NOFOLLOW | AT_STATX_FORCE_SYNC,
-		  STATX_BASIC_STATS, &stx) < 0)
-		return NULL;
+	/* Any other error than EIO is that of a session that ends. */
+	while (statx(AT_FDCWD, s->mountpoint, AT_SYMLINK_NOFOLLOW | AT_STATX_FORCE_SYNC,
+		     STATX_BASIC_STATS, &stx) < 0)
+		if (errno != EIO || root_error(s, NULL) < 0 || atomic_load(&s->is_root_answered))
+			return NULL;
 	find_device(s, &major, &minor);
 	if (major || minor)
 		raise_read_ahead(major, minor);
 	return NULL;
 }
 
-void session_root_answered(struct session *s)
+static void wake(struct session *s)
 {
 	const uint64_t one = 1;
 
+	(void)!write(s->wake_fd, &one, sizeof(one));
+}
+
+void session_root_answered(struct session *s)
+{
 	if (!atomic_exchange(&s->is_root_answered, true))
-		(void)!write(s->wake_fd, &one, sizeof(one));
+		wake(s);
+}
+
+bool session_root_failed(struct session *s, int code, const struct err *err)
+{
+	if (atomic_load(&s->is_root_answered))
+		return false;
+	pthread_mutex_lock(&s->lock);
+	s->root_result = code;
+	s->root_err = *err;
+	pthread_mutex_unlock(&s->lock);
+	wake(s);
+	return true;
 }
 
 /* ------------------------------------------------------------------ the loop */
@@ -421,6 +451,10 @@ static int loop(struct session *s, struct err *err)
 		}
 		if (fds[1].revents)
 			look_up_from_work(s);
+		if (!s->is_ready && root_error(s, err) < 0) {
+			r = root_error(s, NULL);
+			break;
+		}
 		if (signal_came)
 			break;
 		if (fds[0].revents)
