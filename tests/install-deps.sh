@@ -5,7 +5,7 @@
 #   test    that, and what the tests run: sanitizers, registries, peers to compare with
 set -eu
 
-build="meson ninja-build gcc pkg-config libfuse3-dev fuse3 libcurl4-openssl-dev libzstd-dev
+build="meson ninja-build gcc libc6-dev pkg-config libfuse3-dev fuse3 libcurl4-openssl-dev libzstd-dev
 	zlib1g-dev libsqlite3-dev libarchive-dev libssl-dev libjansson-dev protobuf-c-compiler
 	libprotobuf-c-dev libcmocka-dev libisal-dev ca-certificates"
 test="clang libclang-rt-14-dev clang-format python3 python3-pytest skopeo umoci docker-registry

@@ -228,7 +228,6 @@ static int exit_code(int r)
 	case ENOTDIR:
 		return EXIT_NOT_FOUND;
 	case EACCES:
-	case EPERM:
 		return EXIT_NOT_AUTHORISED;
 	case ENETUNREACH:
 	case ENETDOWN:
@@ -244,6 +243,7 @@ static int exit_code(int r)
 	case EBADMSG:
 		return EXIT_BAD_CONTENT;
 	case ENODEV:
+	case EPERM: /* a privilege is missing */
 		return EXIT_HOST;
 	default:
 		return EXIT_OTHER;

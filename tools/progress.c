@@ -160,9 +160,10 @@ static void plain_draw(struct progress *p, struct strbuf *s)
 	}
 }
 
+/* How it ended is the command's to say. */
 static void plain_end(struct progress *p, struct strbuf *s)
 {
-	strbuf_printf(s, "#0 DONE %.1fs", progress_seconds(p));
+	strbuf_printf(s, "#0 %.1fs", progress_seconds(p));
 	progress_total(p, s);
 	strbuf_putc(s, '\n');
 }
