@@ -119,7 +119,7 @@ static int check_diff_id(const struct layer_source *s, const struct index *x, co
 			 struct err *err)
 {
 	struct index_about about;
-	char is[DIGEST_TEXT_MAX], wanted[DIGEST_TEXT_MAX];
+	char layer[DIGEST_TEXT_MAX], is[DIGEST_TEXT_MAX], wanted[DIGEST_TEXT_MAX];
 
 	*note = "";
 	index_about(x, &about);
@@ -130,7 +130,8 @@ static int check_diff_id(const struct layer_source *s, const struct index *x, co
 		*note = "not the diff ID of the config: its writer dropped the end of the tar";
 		return 0;
 	}
-	return err_set(err, -EBADMSG, "the image's config says diff ID %s, but it is %s",
+	return err_set(err, -EBADMSG, "layer %s: the image's config says diff ID %s, but it is %s",
+		       digest_text(&blob_desc(s->blob)->digest, layer),
 		       digest_text(&s->diff_id, wanted), digest_text(&about.diff_id, is));
 }
 
@@ -299,6 +300,7 @@ static int make_from_toc(const struct layer_source *s, const struct digest *toc,
 struct feed {
 	struct blob_pass *pass;
 	const struct layer_progress *progress;
+	bool has_failed; /* the stream and not the tar: that error names the layer already */
 };
 
 static int feed_next(void *arg, const void **bytes, size_t *n, struct err *err)
@@ -307,8 +309,11 @@ static int feed_next(void *arg, const void **bytes, size_t *n, struct err *err)
 	int r = f->progress->go_on(f->progress->arg, blob_pass_position(f->pass));
 
 	if (r < 0)
-		return err_set(err, r, "given up");
-	return blob_pass_next(f->pass, bytes, n, err);
+		err_set(err, r, "given up");
+	else
+		r = blob_pass_next(f->pass, bytes, n, err);
+	f->has_failed = r < 0;
+	return r;
 }
 
 /* True when the blob is an eStargz that nobody vouches for. It is all here by now. */
@@ -346,7 +351,7 @@ static int make_by_pass(const struct layer_source *s, const struct layer_progres
 	scoped(blob_pass_free) struct blob_pass *pass = NULL;
 	const struct desc *desc = blob_desc(s->blob);
 	struct pass_result result;
-	char key[LAYER_KEY_MAX];
+	char key[LAYER_KEY_MAX], text[DIGEST_TEXT_MAX];
 
 	if (!b)
 		return err_set(err, -ENOMEM, "layer index: no memory");
@@ -356,6 +361,8 @@ static int make_by_pass(const struct layer_source *s, const struct layer_progres
 		return r;
 	struct feed feed = {.pass = pass, .progress = p};
 	r = tar_index(b, feed_next, &feed, err);
+	if (r < 0 && !feed.has_failed)
+		err_wrap(err, r, "layer %s", digest_text(&desc->digest, text));
 	if (r == 0)
 		r = blob_pass_finish(pass, key, &result, err);
 	if (r < 0)

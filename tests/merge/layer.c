@@ -666,6 +666,23 @@ static void a_wrong_diff_id_is_an_error_at_any_time(void **state)
 	bench_free(b);
 }
 
+static void what_is_no_tar_is_an_error_that_names_the_layer(void **state)
+{
+	struct bench *b = bench_new(0);
+	struct err err = {0};
+	char junk[2000];
+
+	memset(junk, 'j', sizeof(junk));
+	use_blob(b, junk, sizeof(junk), NULL);
+	struct tree *t = open_layer(b);
+	assert_int_equal(layer_wait(t, &err), -EBADMSG);
+	assert_true(str_starts(err.text, "layer sha256:"));
+	assert_non_null(strstr(err.text, ": tar: "));
+	assert_int_equal(status_of(t).error, -EBADMSG);
+	tree_unref(t);
+	bench_free(b);
+}
+
 /* Their tars have lost their padding, and nothing else. */
 static void a_wrong_diff_id_of_zstd_chunked_is_only_told(void **state)
 {
@@ -953,6 +970,7 @@ int main(void)
 		cmocka_unit_test(a_failure_is_kept_and_given_to_every_call),
 		cmocka_unit_test(a_wrong_diff_id_is_an_error_at_any_time),
 		cmocka_unit_test(a_wrong_diff_id_of_zstd_chunked_is_only_told),
+		cmocka_unit_test(what_is_no_tar_is_an_error_that_names_the_layer),
 		cmocka_unit_test(nothing_is_published_of_a_blob_with_another_digest),
 		cmocka_unit_test(a_layer_that_nobody_wants_is_given_up),
 		cmocka_unit_test(damaged_files_of_the_store_are_made_again),
