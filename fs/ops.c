@@ -56,6 +56,7 @@ static int kernel_errno(int code, bool names_a_file)
 	case -ENOTDIR:
 		return names_a_file ? -code : EIO;
 	case -ENAMETOOLONG:
+	case -ESTALE: /* of a live tree: the kernel looks the name up again */
 	case -EINTR:
 	case -ENOMEM:
 	case -ENOSPC:
