@@ -12,6 +12,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#define DEADLINE_MS 60000
+
 /* --oci-layout NAME=DIR */
 static int app_layouts(struct app *app, const struct options *o, struct err *err)
 {
@@ -64,13 +66,16 @@ static int app_solver(struct app *app, const struct options *o, struct err *err)
 
 int app_open(struct app *app, const struct options *o, const char *title, struct err *err)
 {
+	uint64_t deadline_ms = o->deadline_ms ? o->deadline_ms : DEADLINE_MS;
 	struct net_options net = {
 		.plain_http = o->plain_http,
 		.insecure = o->insecure,
 		.offline = o->offline,
 		.ca = o->ca,
 		.max_rate = o->max_rate,
-		.deadline_ms = o->deadline_ms,
+		/* A little before the mount gives up on the request: then the reason that is told is
+		 * the network's. */
+		.deadline_ms = deadline_ms - deadline_ms / 10,
 	};
 	struct store_options store = {.root = o->root, .max_bytes = o->max_used_space};
 	int r;
