@@ -283,17 +283,24 @@ static void net_earn(struct net *net)
 	net->credit_ns = now;
 }
 
+/* Has the timer fire when there is something to spend. */
+static void net_await_credit(struct net *net)
+{
+	double seconds = MAX(1 - net->credit, 0.0) / (double)net->options.max_rate;
+
+	loop_timer_set(&net->loop, &net->rate_timer, net->credit_ns + (uint64_t)(seconds * 1e9));
+}
+
 /* False: nothing left; the timer runs. */
 static bool net_spend(struct net *net, size_t n)
 {
 	net_earn(net);
-	if (net->credit > 0) {
-		net->credit -= (double)n;
-		return true;
+	if (net->credit <= 0) {
+		net_await_credit(net);
+		return false;
 	}
-	double seconds = (1 - net->credit) / (double)net->options.max_rate;
-	loop_timer_set(&net->loop, &net->rate_timer, net->credit_ns + (uint64_t)(seconds * 1e9));
-	return false;
+	net->credit -= (double)n;
+	return true;
 }
 
 static void exchange_finished(struct exchange *x, CURLcode code);
@@ -319,7 +326,7 @@ static void net_rate_timer(struct loop_timer *timer)
 	struct exchange *x;
 	TAILQ_FOREACH (x, &net->active, link)
 		if (x->is_paused)
-			net_spend(net, 0);
+			net_await_credit(net);
 }
 
 /* ------------------------------------------------------------------ the answer */
