@@ -7,7 +7,9 @@
  * layer's plain space, or several for a sparse file, and blob_read does the rest.
  *
  *	MAKING ──► READY      the index is mapped and never changes again
- *	       └─► FAILED     the error is kept and given to every call
+ *	  ▲    └─► FAILED     the error is kept and given to every call
+ *	  └───────────┘       … but what the network or a full disk did is tried again, at most
+ *	                      once a second, by the next call that needs the index
  *
  * A layer whose index is in the store is READY when it is opened. Otherwise a job on one of the
  * store's waiting threads makes it (layer_make.c), while calls either leave a tree_wait and are
@@ -31,6 +33,8 @@
 
 #include "merge/merge-internal.h"
 
+#define RETRY_NS NS_PER_S
+
 enum layer_state { MAKING, READY, FAILED };
 
 struct layer {
@@ -39,7 +43,7 @@ struct layer {
 	uint64_t position;	    /* atomic; of the pass */
 	uint64_t n_moves;	    /* atomic; changes as long as something goes on */
 
-	enum layer_state state; /* atomic; changed under the lock, once */
+	enum layer_state state; /* atomic; changed under the lock; READY is final */
 	/* set before the state becomes READY */
 	struct layer_made made;
 	struct learned *learned;
@@ -48,6 +52,7 @@ struct layer {
 	pthread_cond_t settled;
 	struct tree_wait *waits;       /* guarded by lock */
 	int error;		       /* guarded by lock */
+	uint64_t failed_ns;	       /* guarded by lock */
 	struct err err;		       /* guarded by lock */
 	char reason[LAYER_REASON_MAX]; /* guarded by lock */
 	bool wants_learned, wants_all; /* guarded by lock; prefetch asked for while MAKING */
@@ -116,6 +121,27 @@ static int wait_settled(struct layer *l, struct err *err)
 	return 0;
 }
 
+static void make_job(void *arg);
+
+/* A mount lives for days; what kept it from its index may be over. Called with the lock held. */
+static void try_again(struct layer *l)
+{
+	bool is_final = l->error == -EBADMSG || l->error == -ENOENT || l->error == -ENOTSUP ||
+			l->error == -EFBIG || l->error == -EINVAL;
+
+	if (layer_state(l) != FAILED || is_final || now_ns() - l->failed_ns < RETRY_NS)
+		return;
+	tree_ref(&l->tree);
+	if (store_submit(l->source.store, WORK_WAIT, make_job, l) < 0) {
+		tree_unref(&l->tree);
+		return;
+	}
+	l->error = 0;
+	l->err = (struct err){0};
+	layer_guess(blob_desc(l->source.blob), l->reason);
+	__atomic_store_n(&l->state, MAKING, __ATOMIC_RELEASE);
+}
+
 /* 0 when the index is here; -EAGAIN: @wait is called later. */
 static int layer_need(struct layer *l, struct tree_wait *wait, struct err *err)
 {
@@ -124,6 +150,7 @@ static int layer_need(struct layer *l, struct tree_wait *wait, struct err *err)
 	if (layer_state(l) == READY)
 		return 0;
 	pthread_mutex_lock(&l->lock);
+	try_again(l);
 	if (layer_state(l) == MAKING && wait) {
 		wait->next = l->waits;
 		l->waits = wait;
@@ -172,7 +199,7 @@ static int layer_getattr(struct tree *t, uint64_t id, struct attr *out, struct t
 	struct layer *l = layer_of(t);
 	uint32_t entry = 0;
 
-	if (id == TREE_ROOT && layer_state(l) == MAKING) {
+	if (id == TREE_ROOT && layer_state(l) != READY) {
 		*out = (struct attr){.id = TREE_ROOT,
 				     .type = NODE_DIR,
 				     .is_implicit = true,
@@ -517,6 +544,7 @@ static void settle(struct layer *l, int r, const struct err *err)
 	pthread_mutex_lock(&l->lock);
 	if (r < 0) {
 		l->error = r;
+		l->failed_ns = now_ns();
 		if (err)
 			l->err = *err;
 		if (!l->err.code)
