@@ -94,7 +94,8 @@ struct blob_table {
 	struct blob_list buckets[BLOB_BUCKETS]; /* guarded by lock */
 	uint64_t last_id; /* guarded by lock */
 	LIST_HEAD(, inflight) inflight; /* guarded by lock */
-	pthread_cond_t idle; /* inflight became empty */
+	unsigned n_leaving; /* ends of transfers that are not done with the store; guarded by lock */
+	pthread_cond_t idle; /* nothing is in flight or leaving any more */
 	bool is_closing; /* guarded by lock */
 	struct prefetch_queue prefetch;
 };
@@ -130,8 +131,11 @@ struct inflight {
 };
 /* -ECANCELED when the store is closing. Between add and remove the transfer may be cancelled. */
 int inflight_start(struct store *store, struct inflight *f);
-/* In done, before the transfer's memory goes. */
+/* In done, before the transfer's memory goes. The store may be closed from now on. */
 void inflight_end(struct store *store, struct inflight *f);
+/* The same in two steps: between them @f's memory may go, and the store is still there. */
+void inflight_leave(struct store *store, struct inflight *f);
+void inflight_left(struct store *store);
 bool store_is_closing(struct store *store);
 /* Cancels all transfers, drops what is queued, and waits for those under way. */
 void blob_table_stop(struct blob_table *table);

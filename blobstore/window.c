@@ -72,15 +72,31 @@ int inflight_start(struct store *store, struct inflight *f)
 	return 0;
 }
 
-void inflight_end(struct store *store, struct inflight *f)
+void inflight_leave(struct store *store, struct inflight *f)
 {
 	struct blob_table *table = store->blobs;
 
 	pthread_mutex_lock(&table->lock);
 	LIST_REMOVE(f, link);
-	if (LIST_EMPTY(&table->inflight))
+	table->n_leaving++;
+	pthread_mutex_unlock(&table->lock);
+}
+
+void inflight_left(struct store *store)
+{
+	struct blob_table *table = store->blobs;
+
+	pthread_mutex_lock(&table->lock);
+	table->n_leaving--;
+	if (LIST_EMPTY(&table->inflight) && !table->n_leaving)
 		pthread_cond_broadcast(&table->idle);
 	pthread_mutex_unlock(&table->lock);
+}
+
+void inflight_end(struct store *store, struct inflight *f)
+{
+	inflight_leave(store, f);
+	inflight_left(store);
 }
 
 bool store_is_closing(struct store *store)
@@ -192,8 +208,9 @@ static void window_done(struct transfer *t, int result, const struct err *err)
 		blob_end_load(w->loads[w->next++], NULL, result, &why);
 	if (w->is_prefetch)
 		prefetch_ended(store);
-	inflight_end(store, &w->flight);
-	window_unref(w);
+	inflight_leave(store, &w->flight);
+	window_unref(w); /* may let go of the blob, for which the store must still be there */
+	inflight_left(store);
 }
 
 /* Takes the loads: whatever happens, each of them ends. */
@@ -550,7 +567,7 @@ void blob_table_stop(struct blob_table *table)
 	pthread_mutex_lock(&table->lock);
 	LIST_FOREACH (f, &table->inflight, link)
 		f->remote->ops->cancel(f->remote, &f->transfer);
-	while (!LIST_EMPTY(&table->inflight))
+	while (!LIST_EMPTY(&table->inflight) || table->n_leaving)
 		pthread_cond_wait(&table->idle, &table->lock);
 	pthread_mutex_unlock(&table->lock);
 }
