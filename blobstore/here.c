@@ -141,6 +141,7 @@ static int partial_open(struct blob *blob, bool make, struct err *err)
 	void *map = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_SHARED, map_fd, 0);
 	if (map == MAP_FAILED)
 		return err_errno(err, "%s", map_path);
+	flock(map_fd, LOCK_UN); /* closing is not enough: the mapping keeps the open file */
 	blob->map_len = len;
 	blob->data_fd = data_fd;
 	data_fd = -1;
