@@ -21,7 +21,8 @@
 #include <stdio.h>
 
 #define WINDOW_MAX (8u << 20)
-/* A gap costs its bytes, a second request a round trip; at 50 MB/s and 1 ms this is a tie. */
+/* Bytes of no span between two: they cost themselves, a second request a round trip; at 50 MB/s and
+ * 1 ms this is a tie. */
 #define GAP_MAX (32u << 10)
 #define BLOCK_MIN (64u << 10)
 #define BLOCK_MAX (4u << 20)
@@ -356,6 +357,21 @@ static int by_offset(const void *a, const void *b)
 	return load_off(*x) < load_off(*y) ? -1 : load_off(*x) > load_off(*y);
 }
 
+/* True when nothing but holes and what belongs to no span (tar headers) lies between two loads: a
+ * request over both fetches nothing that is here, or on its way already. */
+static bool follows(const struct blob *blob, const struct load *load, const struct load *next)
+{
+	size_t i = load->group.last + 1;
+	struct span s;
+
+	if (next->group.first < i || load_off(next) > load_end(load) + GAP_MAX)
+		return false;
+	while (i < next->group.first && span_table_get(blob->spans, i, &s) == 0 &&
+	       s.kind == SPAN_ZERO)
+		i++;
+	return i == next->group.first;
+}
+
 /* Sorts the loads and cuts them into windows. */
 static void start_windows(struct blob *blob, load_vec *loads)
 {
@@ -365,7 +381,8 @@ static void start_windows(struct blob *blob, load_vec *loads)
 		size_t n = 1;
 		for (; i + n < loads->n; n++) {
 			const struct load *next = loads->items[i + n];
-			if (load_off(next) > end + GAP_MAX || load_end(next) - begin > WINDOW_MAX)
+			if (!follows(blob, loads->items[i + n - 1], next) ||
+			    load_end(next) - begin > WINDOW_MAX)
 				break;
 			end = MAX(end, load_end(next));
 		}
@@ -484,7 +501,9 @@ static void prefetch_take(struct prefetch *p, load_vec *out)
 			       end - load_off(out->items[0]) > PREFETCH_WINDOW))
 			break;
 		p->next = g.last + 1;
-		add_missing(blob, &g, LOAD_PREFETCH, out);
+		if (!add_missing(blob, &g, LOAD_PREFETCH, out) && g.span.kind != SPAN_ZERO &&
+		    out->n)
+			break; /* what is here is not fetched again */
 	}
 	pthread_mutex_unlock(&blob->lock);
 }
