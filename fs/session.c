@@ -30,6 +30,7 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <poll.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <sys/eventfd.h>
@@ -37,6 +38,8 @@
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
+
+#define LINGER_NS (50 * NS_PER_MS / 1000)
 
 #define DEADLINE_MS 60000
 #define READ_AHEAD_KB (REPLY_MAX >> 10)
@@ -409,11 +412,12 @@ bool session_root_failed(struct session *s, int code, const struct err *err)
 
 /* ------------------------------------------------------------------ the loop */
 
-/* Reads and answers one request. Returns 1 to go on, 0 at the end, or an error. */
-static int serve_one(struct session *s, struct fuse_buf *buf, struct err *err)
+/* Reads and answers one request, if there is one. Returns 1 to go on, 0 at the end, or an error. */
+static int serve_one(struct session *s, struct fuse_buf *buf, bool *served, struct err *err)
 {
 	int n = fuse_session_receive_buf(s->fuse, buf);
 
+	*served = n > 0;
 	if (n > 0)
 		fuse_session_process_buf(s->fuse, buf);
 	if (fuse_session_exited(s->fuse)) { /* ENODEV: unmounted, or cut off through /sys */
@@ -423,6 +427,24 @@ static int serve_one(struct session *s, struct fuse_buf *buf, struct err *err)
 	if (n < 0 && n != -EINTR && n != -EAGAIN)
 		return err_set(err, n, "cannot read requests from the kernel: %s", strerror(-n));
 	return 1;
+}
+
+/* Serves what is there, and stays a moment for the next request: where an idle processor must be
+ * woken for each one, as in a virtual machine, that costs more than answering it. */
+static int serve_some(struct session *s, struct fuse_buf *buf, struct err *err)
+{
+	uint64_t last = now_ns();
+	bool served;
+	int r;
+
+	do {
+		r = serve_one(s, buf, &served, err);
+		if (served)
+			last = now_ns();
+		else
+			sched_yield();
+	} while (r > 0 && s->is_ready && !signal_came && now_ns() - last < LINGER_NS);
+	return r;
 }
 
 static void look_up_from_work(struct session *s)
@@ -458,7 +480,7 @@ static int loop(struct session *s, struct err *err)
 		if (signal_came)
 			break;
 		if (fds[0].revents)
-			r = serve_one(s, &buf, err);
+			r = serve_some(s, &buf, err);
 	}
 	free(buf.mem);
 	return MIN(r, 0);
