@@ -216,8 +216,9 @@ int store_put_blob(struct store *store, const void *bytes, size_t n, struct dige
 int store_get_blob(struct store *store, const struct digest *digest, size_t max, struct strbuf *body,
 		   struct err *err);
 
-/* What a name last meant, so that a mount comes up with the registry gone. */
-int store_remember_name(struct store *store, const char *name, const struct digest *digest,
+/* What a name last meant (the descriptor of a manifest), so that a mount comes up with the registry
+ * gone. Such names are listed in index.json, for others who read the store as an OCI layout. */
+int store_remember_name(struct store *store, const char *name, const struct desc *manifest,
 			struct err *err);
 int store_recall_name(struct store *store, const char *name, struct digest *out); /* -ENOENT */
 
@@ -355,9 +356,13 @@ struct blob_pass;
 int blob_pass_begin(struct blob_pass **out, struct blob *blob, struct err *err);
 /* The next plain bytes, borrowed until the next call: 1 = *bytes, *n; 0 = the end. */
 int blob_pass_next(struct blob_pass *pass, const void **bytes, size_t *n, struct err *err);
-/* After the end: checks the digest, publishes blob and spans under @key, sets them on the blob. */
+/* After the end: checks the digest, publishes blob and spans under @key, sets them on the blob.
+ * Errors: -EAGAIN what was fetched is not what the digest says, and has been thrown away. */
 int blob_pass_finish(struct blob_pass *pass, const char *key, struct pass_result *out,
 		     struct err *err);
+/* The plain bytes, or the stored ones, made no sense: @result, @err. Reads the rest to see whose
+ * fault it is. Returns @result when the content is what the digest says; else as blob_pass_finish. */
+int blob_pass_blame(struct blob_pass *pass, int result, struct err *err);
 void blob_pass_free(struct blob_pass *pass); /* unfinished: what was fetched is kept for a resume */
 define_scoped(struct blob_pass *, blob_pass_free);
 /* How far it is, in stored bytes, for progress. */

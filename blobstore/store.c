@@ -40,7 +40,8 @@ static const char SCHEMA[] =
 	"CREATE INDEX IF NOT EXISTS content_age ON content (last_used);"
 	/* What a name last meant. */
 	"CREATE TABLE IF NOT EXISTS names ("
-	" name TEXT PRIMARY KEY, digest BLOB NOT NULL, seen INTEGER NOT NULL) WITHOUT ROWID;";
+	" name TEXT PRIMARY KEY, digest BLOB NOT NULL, size INTEGER NOT NULL,"
+	" media_type TEXT NOT NULL, seen INTEGER NOT NULL) WITHOUT ROWID;";
 
 #define WAIT_THREADS 16
 
@@ -405,21 +406,104 @@ int store_get_blob(struct store *store, const struct digest *digest, size_t max,
 
 /* ------------------------------------------------------------------ names */
 
-int store_remember_name(struct store *store, const char *name, const struct digest *digest,
-			struct err *err)
+static void put_json_text(struct strbuf *out, const char *text)
+{
+	strbuf_putc(out, '"');
+	for (; *text; text++)
+		if (*text == '"' || *text == '\\' || (unsigned char)*text < ' ')
+			strbuf_printf(out, "\\u%04x", (unsigned)*text);
+		else
+			strbuf_putc(out, *text);
+	strbuf_putc(out, '"');
+}
+
+static int print_index(struct db *db, struct strbuf *out, struct err *err)
 {
 	struct db_stmt *s;
-
-	db_lock(store->db);
-	int r = db_prepare(store->db,
-			   "INSERT INTO names (name, digest, seen) VALUES (?, ?, unixepoch())"
-			   " ON CONFLICT (name) DO UPDATE"
-			   " SET digest = excluded.digest, seen = excluded.seen",
+	struct digest digest;
+	char text[DIGEST_TEXT_MAX];
+	int r = db_prepare(db,
+			   "SELECT name, digest, size, media_type FROM names"
+			   " WHERE media_type <> '' ORDER BY name",
 			   &s, err);
+
+	strbuf_puts(out, "{\"schemaVersion\":2,\"manifests\":[");
+	for (int n = 0; r == 0 && (r = db_step(s, err)) == 1; n++, r = 0) {
+		size_t len;
+		const void *bytes = db_blob(s, 1, &len);
+		memcpy(digest.bytes, bytes, MIN(len, sizeof(digest.bytes)));
+		strbuf_puts(out, n ? ",{\"mediaType\":" : "{\"mediaType\":");
+		put_json_text(out, db_text(s, 3));
+		strbuf_printf(out, ",\"digest\":\"%s\",\"size\":%lld,\"annotations\":{",
+			      digest_text(&digest, text), (long long)db_i64(s, 2));
+		strbuf_puts(out, "\"org.opencontainers.image.ref.name\":");
+		put_json_text(out, db_text(s, 0));
+		strbuf_puts(out, "}}");
+	}
+	strbuf_puts(out, "]}");
+	return out->failed ? -ENOMEM : r;
+}
+
+/* index.json follows the table of names; inside the transaction, so that the last one to change a
+ * name is also the last to write. */
+static int write_index(struct store *store, struct err *err)
+{
+	scoped(strbuf_free) struct strbuf json = {0};
+	struct store_file file;
+	int r = print_index(store->db, &json, err);
+
+	if (r == 0)
+		r = store_file_begin(store, ".", "index.json", &file, err);
+	if (r < 0)
+		return r;
+	r = write_full(file.fd, json.data, json.len);
+	if (r == 0 && rename(file.tmp_path, file.final_path) < 0)
+		r = -errno;
+	if (r < 0)
+		err_set(err, r, "%s: %s", file.final_path, strerror(-r));
+	else
+		free(take(file.tmp_path));
+	store_file_abort(store, &file);
+	return r;
+}
+
+static int remember_locked(struct store *store, const char *name, const struct desc *manifest,
+			   struct err *err)
+{
+	struct db_stmt *s;
+	int r = db_prepare(store->db,
+			   "INSERT INTO names (name, digest, size, media_type, seen)"
+			   " VALUES (?, ?, ?, ?, unixepoch())"
+			   " ON CONFLICT (name) DO UPDATE SET digest = excluded.digest,"
+			   " size = excluded.size, media_type = excluded.media_type,"
+			   " seen = excluded.seen",
+			   &s, err);
+	if (r < 0)
+		return r;
+	db_bind_text(s, 1, name);
+	db_bind_blob(s, 2, manifest->digest.bytes, sizeof(manifest->digest.bytes));
+	db_bind_i64(s, 3, (int64_t)manifest->size);
+	db_bind_text(s, 4, manifest->media_type ? manifest->media_type : "");
+	r = db_step(s, err);
+	return r < 0 ? r : write_index(store, err);
+}
+
+int store_remember_name(struct store *store, const char *name, const struct desc *manifest,
+			struct err *err)
+{
+	struct digest known;
+
+	/* A tag that still means the same is the ordinary case, and costs no write. */
+	if (store_recall_name(store, name, &known) == 0 && digest_equal(&known, &manifest->digest))
+		return 0;
+	db_lock(store->db);
+	int r = db_exec(store->db, "BEGIN IMMEDIATE", err);
 	if (r == 0) {
-		db_bind_text(s, 1, name);
-		db_bind_blob(s, 2, digest->bytes, sizeof(digest->bytes));
-		r = db_step(s, err);
+		r = remember_locked(store, name, manifest, err);
+		if (r == 0)
+			r = db_exec(store->db, "COMMIT", err);
+		if (r < 0)
+			db_exec(store->db, "ROLLBACK", NULL);
 	}
 	db_unlock(store->db);
 	return r;

@@ -196,6 +196,7 @@ static int root_ask(struct image_root *root, const struct origin *origin, const 
 	if (r < 0)
 		return r;
 	digest_bytes(&root->desc.digest, root->body.data, root->body.len);
+	root->desc.size = root->body.len;
 	root->is_new = true;
 	return 0;
 }
@@ -207,7 +208,7 @@ static void root_keep(const struct image_root *root, const struct origin *origin
 		return;
 	origin_keep(origin, root->body.data, root->body.len);
 	struct err why = {0};
-	int r = !key ? 0 : store_remember_name(origin->store, key, &root->desc.digest, &why);
+	int r = !key ? 0 : store_remember_name(origin->store, key, &root->desc, &why);
 	if (r < 0)
 		log_warn("cannot keep what %s means: %s", key, err_text(&why, r));
 }

@@ -71,7 +71,15 @@ static void names_and_small_blobs_survive(void **state)
 	assert_int_equal(store_put_blob(store, "hello", 5, &d, NULL), 0);
 	assert_int_equal(store_put_blob(store, "hello", 5, &e, NULL), 0);
 	assert_true(digest_equal(&d, &e));
-	assert_int_equal(store_remember_name(store, "app:1", &d, NULL), 0);
+	struct desc manifest = {.digest = d, .size = 5, .media_type = (char *)"a/b"};
+	assert_int_equal(store_remember_name(store, "app:1", &manifest, NULL), 0);
+	assert_int_equal(store_remember_name(store, "odd \"name", &manifest, NULL), 0);
+	char *index = str_printf("%s/index.json", (char *)*state);
+	assert_int_equal(read_file(AT_FDCWD, index, 10000, &body), 0);
+	assert_non_null(strstr(body.data, "\"org.opencontainers.image.ref.name\":\"app:1\""));
+	assert_non_null(strstr(body.data, "odd \\u0022name"));
+	strbuf_clear(&body);
+	free(index);
 	store_close(store);
 	store = test_store(*state, 0);
 	assert_int_equal(store_recall_name(store, "app:1", &e), 0);

@@ -537,7 +537,9 @@ static void a_name_means_what_it_meant_last(void **state)
 		str_printf("%s/blobs/sha256/%s", f->layout, digest_hex(&digest, hex));
 	assert_int_equal(read_file(AT_FDCWD, path, 1 << 20, &body), 0);
 	assert_int_equal(store_put_blob(f->store, body.data, body.len, &kept, NULL), 0);
-	assert_int_equal(store_remember_name(f->store, "docker.io/a/b:1", &kept, NULL), 0);
+	assert_int_equal(store_remember_name(f->store, "docker.io/a/b:1",
+					     &(struct desc){.digest = kept, .size = 1}, NULL),
+			 0);
 	strbuf_free(&body);
 
 	assert_int_equal(solver_resolve(f->solver, "docker://a/b:1", &ref, &err), 0);
@@ -671,7 +673,9 @@ static void attributes_of_an_image_are_obeyed(void **state)
 		str_printf("%s/blobs/sha256/%s", f->layout, digest_hex(&manifest, hex));
 	assert_int_equal(read_file(AT_FDCWD, path, 1 << 20, &body), 0);
 	assert_int_equal(store_put_blob(f->store, body.data, body.len, &kept, NULL), 0);
-	assert_int_equal(store_remember_name(f->store, "docker.io/a/b:1", &kept, NULL), 0);
+	assert_int_equal(store_remember_name(f->store, "docker.io/a/b:1",
+					     &(struct desc){.digest = kept, .size = 1}, NULL),
+			 0);
 
 	struct digest d =
 		pb_source(&def, "docker-image://docker.io/a/b:1", "image.layerlimit", "1");
