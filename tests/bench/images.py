@@ -85,7 +85,8 @@ def make_tree(work, n_files):
     for layer in range(N_LAYERS):
         path = f'{work}/layer.tar'
         with tarfile.open(path, 'w', format=tarfile.PAX_FORMAT) as tar:
-            mine = sorted(rng.sample(range(n_dirs), n_dirs // 3) if layer else range(n_dirs))
+            mine = sorted(rng.sample(range(n_dirs), n_dirs // 3) if layer else range(n_dirs),
+                          key=dirs.__getitem__)  # as tar walks a tree
             made = set()
             per_dir = {d: [] for d in mine}
             for i in range(layer, n_files, N_LAYERS):
