@@ -11,8 +11,10 @@
  *
  * The network thread writes as fast as bytes come; the reader follows behind through the page
  * cache. A pass that was cut short leaves the stream file, and the next one fetches only the rest.
- * Bytes of an earlier process were never verified: when the digest does not match in the end and
- * there were such, everything is thrown away and the caller told to begin again.
+ * Nothing in it is verified before the end, neither what an earlier process left nor what came
+ * now: when the digest does not match, everything is thrown away and the caller told to begin
+ * again. Bytes that make no sense on the way are judged by the same digest (blob_pass_blame), or
+ * else a stream file with wrong bytes would stay for ever.
  *
  * Spans are cut at the first restart point after a target size. Where restart points are too far
  * apart (a single zstd frame, one huge deflate block) the finished pass writes a re-framed copy,
@@ -454,31 +456,46 @@ static int publish_blob(struct blob_pass *pass, struct err *err)
 	return 0;
 }
 
-/* The digest is wrong. What an earlier process left may be why: then it is worth another try. */
+/* The digest is wrong. What came, now or earlier, is thrown away, and worth another try. */
 static int refuse_blob(struct blob_pass *pass, const struct digest *have, struct err *err)
 {
 	struct blob *blob = pass->blob;
 	char text[DIGEST_TEXT_MAX];
 	scoped(free) char *path = NULL;
 
-	if (pass->source.is_stream &&
-	    store_path(blob->store, &path, "partial/%s.stream", blob->hex) == 0)
-		unlink(path);
-	if (pass->source.is_stream)
+	if (pass->source.is_stream) {
+		if (store_path(blob->store, &path, "partial/%s.stream", blob->hex) == 0)
+			unlink(path);
 		gc_settle(blob->store->gc, "blobs", blob->hex, 0);
-	if (pass->source.n_resumed)
-		return err_set(err, -EAGAIN,
-			       "layer sha256:%s: what an earlier fetch left is damaged", blob->hex);
-	if (!pass->source.is_stream && blob->is_full_store) {
+	} else if (blob->is_full_store) {
 		store_file_remove(blob->store, "blobs/sha256", blob->hex);
 		gc_settle(blob->store->gc, "blobs", blob->hex, 0);
 		pthread_mutex_lock(&blob->lock);
 		blob->is_full_damaged = true;
 		pthread_mutex_unlock(&blob->lock);
 	}
-	return err_set(err, -EBADMSG, "layer sha256:%s: the content is %s%s%s", blob->hex,
-		       digest_text(have, text), blob->remote ? ", from " : "",
-		       blob->remote ? blob->remote->name : "");
+	return err_set(err, pass->source.is_stream ? -EAGAIN : -EBADMSG,
+		       "layer sha256:%s: the content is %s%s%s", blob->hex, digest_text(have, text),
+		       blob->remote ? ", from " : "", blob->remote ? blob->remote->name : "");
+}
+
+int blob_pass_blame(struct blob_pass *pass, int result, struct err *err)
+{
+	struct digest have;
+	struct err why = {0};
+	int r;
+
+	do
+		r = pass_refill(pass, &why);
+	while (r > 0);
+	if (r < 0) {
+		if (err)
+			*err = why;
+		return r;
+	}
+	hasher_done(pass->stored_hash, &have);
+	return digest_equal(&have, &pass->blob->desc.digest) ? result
+							     : refuse_blob(pass, &have, err);
 }
 
 /* Writes one frame of the re-framed copy and its span. */

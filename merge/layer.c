@@ -40,6 +40,7 @@ enum layer_state { MAKING, READY, FAILED };
 struct layer {
 	struct tree tree;
 	struct layer_source source; /* holds the blob */
+	struct remote *remote;	    /* for messages; NULL = only the store */
 	uint64_t position;	    /* atomic; of the pass */
 	uint64_t n_moves;	    /* atomic; changes as long as something goes on */
 
@@ -112,8 +113,10 @@ static int wait_settled(struct layer *l, struct err *err)
 		if (n == n_moves && layer_state(l) == MAKING) {
 			char text[DIGEST_TEXT_MAX];
 			digest_text(&blob_desc(l->source.blob)->digest, text);
-			return err_set(err, -ETIMEDOUT, "layer %s: no index within %llu s", text,
-				       (unsigned long long)(patience / NS_PER_S));
+			return err_set(err, -ETIMEDOUT,
+				       "layer %s: nothing came from %s for %llu ms", text,
+				       l->remote ? l->remote->name : "the store",
+				       (unsigned long long)(patience / NS_PER_MS));
 		}
 		n_moves = n;
 		end = now_ns() + patience;
@@ -126,8 +129,8 @@ static void make_job(void *arg);
 /* A mount lives for days; what kept it from its index may be over. Called with the lock held. */
 static void try_again(struct layer *l)
 {
-	bool is_final = l->error == -EBADMSG || l->error == -ENOENT || l->error == -ENOTSUP ||
-			l->error == -EFBIG || l->error == -EINVAL;
+	bool is_final = l->error == -EBADMSG || l->error == -ENOTSUP || l->error == -EFBIG ||
+			l->error == -EINVAL;
 
 	if (layer_state(l) != FAILED || is_final || now_ns() - l->failed_ns < RETRY_NS)
 		return;
@@ -541,6 +544,9 @@ static void settle(struct layer *l, int r, const struct err *err)
 		if (!l->learned)
 			r = -ENOMEM;
 	}
+	/* A layer that nobody has must not look like a file that is not there. */
+	if (r == -ENOENT || r == -ENOTDIR)
+		r = -EIO;
 	pthread_mutex_lock(&l->lock);
 	if (r < 0) {
 		l->error = r;
@@ -593,6 +599,7 @@ static void layer_free(struct tree *t)
 	index_free(l->made.index);
 	learned_free(l->learned);
 	blob_unref(l->source.blob);
+	remote_unref(l->remote);
 	pthread_cond_destroy(&l->settled);
 	pthread_mutex_destroy(&l->lock);
 	free(l);
@@ -640,6 +647,7 @@ int layer_open(struct tree **out, struct store *store, const struct desc *desc,
 	int r = blob_open(&l->source.blob, store, desc, remote, err);
 	if (r < 0)
 		return r;
+	l->remote = remote ? remote_ref(remote) : NULL;
 	if (diff_id)
 		l->source.diff_id = *diff_id;
 	layer_guess(desc, l->reason);

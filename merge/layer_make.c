@@ -365,6 +365,8 @@ static int make_by_pass(const struct layer_source *s, const struct layer_progres
 		err_wrap(err, r, "layer %s", digest_text(&desc->digest, text));
 	if (r == 0)
 		r = blob_pass_finish(pass, key, &result, err);
+	else if (r != -ECANCELED && r != -ENOMEM)
+		r = blob_pass_blame(pass, r, err);
 	if (r < 0)
 		return r;
 	struct index_about about = {.digest = desc->digest,
@@ -423,8 +425,10 @@ int layer_make(const struct layer_source *s, const struct layer_progress *p, str
 	if (r < 0)
 		return r == -EEXIST ? 0 : r;
 	r = make_by_pass(s, p, out, err);
-	if (r == -EAGAIN) /* an earlier fetch had left damage, which is gone now */
+	if (r == -EAGAIN) /* an earlier fetch had left damage, or there is some on the way */
 		r = make_by_pass(s, p, out, err);
+	if (r == -EAGAIN)
+		r = err_wrap(err, -EBADMSG, "asked twice");
 	close_fd(fd);
 	return r;
 }
