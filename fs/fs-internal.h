@@ -99,6 +99,13 @@ void ops_count(struct session *s);
 
 /* ------------------------------------------------------------------ read.c */
 
+/* A READ that ended with EIO, to be remembered for a moment; see read.c. */
+struct failed_read {
+	uint64_t id, off, end, at_ns;
+};
+#define N_FAILED_READS 16
+
+void read_failed(struct session *s, const struct call *call);
 void read_op(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse_file_info *fi);
 void lseek_op(fuse_req_t req, fuse_ino_t ino, off_t off, int whence, struct fuse_file_info *fi);
 int read_attempt(struct session *s, struct parked *p, struct err *err);
@@ -191,13 +198,16 @@ struct session {
 	atomic_bool is_root_answered;
 	atomic_int data; /* enum data_mode */
 	atomic_ullong n_requests, n_reads, n_read_bytes, n_passthrough;
+	atomic_ullong last_failed_ns; /* of failed_reads; 0 = none yet */
 
 	pthread_mutex_t lock;
 	/* guarded by lock */
 	char data_reason[120];
 	struct session_error errors[N_ERRORS]; /* a ring */
 	uint64_t n_errors; /* ever; the newest is at (n_errors - 1) % N_ERRORS */
-	int root_result;   /* why the mount never answered; 0 = it did, or may yet */
+	struct failed_read failed_reads[N_FAILED_READS]; /* a ring */
+	size_t n_failed_reads;				 /* ever */
+	int root_result; /* why the mount never answered; 0 = it did, or may yet */
 	struct err root_err;
 };
 

@@ -83,6 +83,8 @@ void ops_fail(struct session *s, const struct call *call, int code, const struct
 	bool names_a_file = call->op == CALL_LOOKUP || s->tree->is_live;
 
 	describe(call, what, sizeof(what));
+	if (call->op == CALL_READ && kernel_errno(code, names_a_file) == EIO)
+		read_failed(s, call);
 	fail(s, call->req, what, names_a_file, code, err);
 }
 

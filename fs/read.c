@@ -7,11 +7,17 @@
  * small reads that is several times faster than splicing pages, and large files that are all here
  * go through passthrough and never come this way. The reply leaves on the reading thread where the
  * tree has the bytes, else on the thread that brought them.
+ *
+ * The kernel asks twice for what fails: its read-ahead drops the error, and the read that wanted the
+ * first page asks for that again. By then the deadline has passed, so the second time the same
+ * answer is given without trying.
  */
 
 #include "fs/fs-internal.h"
 
 #include <unistd.h>
+
+#define FAILED_NS (200 * NS_PER_MS)
 
 /* ------------------------------------------------------------------ READ */
 
@@ -39,8 +45,42 @@ int read_attempt(struct session *s, struct parked *p, struct err *err)
 	return 0;
 }
 
+void read_failed(struct session *s, const struct call *call)
+{
+	uint64_t now = now_ns();
+
+	pthread_mutex_lock(&s->lock);
+	s->failed_reads[s->n_failed_reads++ % N_FAILED_READS] =
+		(struct failed_read){call->id, call->off, call->off + call->size, now};
+	pthread_mutex_unlock(&s->lock);
+	atomic_store(&s->last_failed_ns, now);
+}
+
+static bool has_just_failed(struct session *s, uint64_t id, uint64_t off)
+{
+	uint64_t last = atomic_load_explicit(&s->last_failed_ns, memory_order_relaxed);
+	bool found = false;
+
+	if (!last || now_ns() - last > FAILED_NS)
+		return false;
+	pthread_mutex_lock(&s->lock);
+	for (size_t i = 0; i < MIN(s->n_failed_reads, (size_t)N_FAILED_READS) && !found; i++) {
+		struct failed_read *f = &s->failed_reads[i];
+		found = f->id == id && off >= f->off && off < f->end &&
+			now_ns() - f->at_ns <= FAILED_NS;
+		if (found)
+			f->id = 0; /* the third time it is somebody who tries again */
+	}
+	pthread_mutex_unlock(&s->lock);
+	return found;
+}
+
 void read_op(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse_file_info *fi)
 {
+	if (has_just_failed(fuse_req_userdata(req), ino, (uint64_t)off)) {
+		fuse_reply_err(req, EIO);
+		return;
+	}
 	ops_start(&(struct call){
 		.op = CALL_READ, .req = req, .id = ino, .off = (uint64_t)off, .size = size});
 }

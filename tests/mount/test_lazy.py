@@ -201,7 +201,7 @@ def check_gone(m, host):
         assert len(f.read()) >= 1000
     assert len(os.listdir(m / "usr/lib/pkg1")) == 8
     code, seconds = read_error(m / "usr/lib/large1.2")
-    assert code == errno.EIO and seconds < (DEADLINE + 2) * SLOW
+    assert code == errno.EIO and seconds < (DEADLINE + 1) * SLOW
     errors = m.status()["errors"]
     assert errors and errors[0]["code"] and host in errors[0]["text"], errors
     with open(m / WANTED, "rb") as f:  # and the mount goes on
