@@ -78,6 +78,7 @@ struct blob {
 	uint64_t written, reserved; /* its bytes, and what the catalogue grants; guarded by keep_lock */
 
 	uint64_t fetched, read; /* atomic, as in struct blob_usage */
+	bool is_unranged; /* atomic: the remote ignores ranges */
 };
 
 /* Ranges to be fetched in the background, a few windows at a time. */

@@ -102,6 +102,7 @@ struct transfer {
 	 * what it must not), or what data returned. */
 	void (*done)(struct transfer *t, int result, const struct err *err);
 	void *impl; /* the remote's own, NULL at start */
+	bool is_unranged; /* set by the remote: it sends a blob from its first byte, whatever is asked */
 };
 
 /* A place outside where blobs live: a registry repository, a layout folder, an archive, memory.
@@ -308,6 +309,10 @@ typedef void (*blob_done)(void *arg, int64_t result, const struct err *err);
 /* Stored bytes, straight from the remote or the store, NOT verified: for footers and tables of
  * contents, which the caller checks against their own digest. Blocks at most the deadline. */
 int blob_read_stored(struct blob *blob, uint64_t stored_off, void *dst, size_t len, struct err *err);
+
+/* True once the remote has shown that it sends only whole blobs: reading here and there costs a
+ * stream each time. */
+bool blob_is_unranged(struct blob *blob);
 
 /* Gives the blob its spans; needed before blob_read. @key names the table, so that what was
  * verified by one table is never taken for verified by another. Idempotent. */

@@ -307,6 +307,7 @@ static int get_check_range(struct get *g)
 	bool is_encoded = x->content_encoding && strcasecmp(x->content_encoding, "identity") != 0;
 
 	if (x->status == 200) {
+		g->t->is_unranged = x->has_range;
 		if (x->body_len >= 0)
 			total = (uint64_t)x->body_len;
 		else if (is_encoded)

@@ -71,9 +71,16 @@ static int fetch_stored(struct blob *blob, uint64_t off, void *dst, size_t len, 
 		pthread_cond_wait(&s.cond, &s.lock);
 	pthread_mutex_unlock(&s.lock);
 	__atomic_fetch_add(&blob->fetched, s.have, __ATOMIC_RELAXED);
+	if (s.flight.transfer.is_unranged)
+		__atomic_store_n(&blob->is_unranged, true, __ATOMIC_RELAXED);
 	if (s.result < 0 && err)
 		*err = s.err;
 	return s.result;
+}
+
+bool blob_is_unranged(struct blob *blob)
+{
+	return __atomic_load_n(&blob->is_unranged, __ATOMIC_RELAXED);
 }
 
 int blob_read_stored(struct blob *blob, uint64_t stored_off, void *dst, size_t len, struct err *err)

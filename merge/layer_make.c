@@ -13,7 +13,8 @@
  *    then the index, so that an index in the store always has its spans.
  *
  * Anything wrong with a table (its digest, its JSON, chunks that are too large or have no digest)
- * leads to the pass, with the reason told. Errors of the network do not: the pass would meet them
+ * leads to the pass, with the reason told; so does a registry that sends whole blobs only, from
+ * which one pass is cheaper than any two reads. Errors of the network do not: the pass would meet them
  * again, with more to fetch.
  *
  * The passes of several processes are kept apart by the lock "layer-<hex>"; who waited for it finds
@@ -216,6 +217,8 @@ static int read_toc_member(struct blob *blob, struct strbuf *out, uint64_t *toc_
 	int r = blob_read_stored(blob, size - n_tail, tail, n_tail, err);
 	if (r < 0)
 		return r;
+	if (blob_is_unranged(blob))
+		return err_set(err, -ENOTSUP, "the registry does not serve ranges");
 	enum toc_kind kind = toc_footer(tail, n_tail, size, toc_off);
 	if (kind == TOC_EXTERNAL)
 		return err_set(err, -ENOTSUP,

@@ -84,6 +84,7 @@ struct bench {
 	uint64_t n_bytes; /* atomic: given by the remote */
 	int n_requests;	  /* atomic */
 	int fail;	  /* atomic: what every request ends with */
+	bool is_unranged; /* the remote sends whole blobs only */
 	struct desc desc;
 };
 
@@ -93,6 +94,7 @@ static int count(void *arg, struct transfer *t, uint8_t *bytes)
 
 	__atomic_add_fetch(&b->n_bytes, t->len, __ATOMIC_SEQ_CST);
 	__atomic_add_fetch(&b->n_requests, 1, __ATOMIC_SEQ_CST);
+	t->is_unranged = b->is_unranged;
 	return __atomic_load_n(&b->fail, __ATOMIC_SEQ_CST);
 }
 
@@ -639,6 +641,27 @@ static void a_failure_is_kept_and_given_to_every_call(void **state)
 	bench_free(b);
 }
 
+static void without_ranges_a_layer_is_streamed_once(void **state)
+{
+	struct bench *b = bench_new(0);
+	struct attr a;
+	uint8_t byte;
+
+	use_sample(b, ESTARGZ);
+	b->is_unranged = true;
+	struct tree *t = open_layer(b);
+	assert_int_equal(layer_wait(t, NULL), 0);
+	assert_int_equal(b->n_requests, 2); /* the tail, which told; then all of it */
+	assert_int_equal(tree_lookup(t, TREE_ROOT, "small", 5, &a, NULL, NULL), 0);
+	assert_int_equal(tree_walk(t, "log/text-9m.log", false, &a, NULL), 0);
+	assert_int_equal(tree_read(t, a.id, a.size - 1, &byte, 1, NULL, NULL, NULL), 1);
+	assert_int_equal(b->n_requests, 2);
+	struct layer_status s = status_of(t);
+	assert_true(s.usage.is_complete);
+	tree_unref(t);
+	bench_free(b);
+}
+
 static void a_layer_recovers_when_its_registry_does(void **state)
 {
 	struct bench *b = bench_new(1);
@@ -993,6 +1016,7 @@ int main(void)
 		cmocka_unit_test(calls_say_later_and_are_told_when),
 		cmocka_unit_test(a_failure_is_kept_and_given_to_every_call),
 		cmocka_unit_test(a_layer_recovers_when_its_registry_does),
+		cmocka_unit_test(without_ranges_a_layer_is_streamed_once),
 		cmocka_unit_test(a_wrong_diff_id_is_an_error_at_any_time),
 		cmocka_unit_test(a_wrong_diff_id_of_zstd_chunked_is_only_told),
 		cmocka_unit_test(what_is_no_tar_is_an_error_that_names_the_layer),
