@@ -237,6 +237,7 @@ def convert(layout, target, make=estargz_layer):
 
 
 def umoci_unpack(layout, dest, tag="latest"):
-    subprocess.run(["umoci", "unpack", "--image", f"{layout}:{tag}", dest], check=True,
-                   stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    done = subprocess.run(["umoci", "unpack", "--image", f"{layout}:{tag}", dest],
+                          stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    assert done.returncode == 0, f"umoci: {done.stderr.decode()}"
     return f"{dest}/rootfs"
