@@ -402,6 +402,9 @@ struct db_stmt;
 void db_lock(struct db *db);
 void db_unlock(struct db *db);
 int db_exec(struct db *db, const char *sql, struct err *err);
+/* A transaction that may write: db_end commits when @r is 0, else rolls back and returns @r. */
+int db_begin(struct db *db, struct err *err);
+int db_end(struct db *db, int r, struct err *err);
 /* @sql must be a string literal (statements are cached by its address). */
 int db_prepare(struct db *db, const char *sql, struct db_stmt **out, struct err *err);
 void db_bind_text(struct db_stmt *s, int i, const char *text);

@@ -110,6 +110,20 @@ int db_exec(struct db *db, const char *sql, struct err *err)
 	return rc == SQLITE_OK ? 0 : db_error(db, rc, err);
 }
 
+int db_begin(struct db *db, struct err *err)
+{
+	return db_exec(db, "BEGIN IMMEDIATE", err);
+}
+
+int db_end(struct db *db, int r, struct err *err)
+{
+	if (r == 0)
+		r = db_exec(db, "COMMIT", err);
+	if (r < 0)
+		db_exec(db, "ROLLBACK", NULL);
+	return r;
+}
+
 int db_prepare(struct db *db, const char *sql, struct db_stmt **out, struct err *err)
 {
 	for (size_t i = 0; i < db->stmts.n; i++)

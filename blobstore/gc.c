@@ -332,18 +332,6 @@ static int evict(struct gc *gc, uint64_t need, struct err *err)
 	return r;
 }
 
-static int transaction_end(struct db *db, int r, struct err *err)
-{
-	if (r < 0) {
-		db_exec(db, "ROLLBACK", NULL);
-		return r;
-	}
-	r = db_exec(db, "COMMIT", err);
-	if (r < 0)
-		db_exec(db, "ROLLBACK", NULL);
-	return r;
-}
-
 static int reserve_locked(struct gc *gc, const char *kind, const char *name, uint64_t total,
 			  struct err *err)
 {
@@ -370,9 +358,9 @@ int gc_reserve(struct gc *gc, const char *kind, const char *name, uint64_t total
 	struct db *db = gc->store->db;
 
 	db_lock(db);
-	int r = db_exec(db, "BEGIN IMMEDIATE", err);
+	int r = db_begin(db, err);
 	if (r == 0)
-		r = transaction_end(db, reserve_locked(gc, kind, name, total, err), err);
+		r = db_end(db, reserve_locked(gc, kind, name, total, err), err);
 	db_unlock(db);
 	return r;
 }
@@ -394,9 +382,9 @@ int gc_make_room(struct gc *gc, uint64_t bytes, struct err *err)
 	struct db *db = gc->store->db;
 
 	db_lock(db);
-	int r = db_exec(db, "BEGIN IMMEDIATE", err);
+	int r = db_begin(db, err);
 	if (r == 0)
-		r = transaction_end(db, evict(gc, bytes, err), err);
+		r = db_end(db, evict(gc, bytes, err), err);
 	db_unlock(db);
 	if (r == -ENOSPC)
 		err_set(err, r, "the file system of %s is full", gc->store->root);

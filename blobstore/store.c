@@ -128,17 +128,13 @@ static int check_schema(struct store *store, struct err *err)
 			       store->root, (long long)version, SCHEMA_VERSION);
 	if (version == SCHEMA_VERSION)
 		return 0;
-	r = db_exec(store->db, "BEGIN IMMEDIATE", err);
+	r = db_begin(store->db, err);
 	if (r < 0)
 		return r;
 	r = db_exec(store->db, SCHEMA, err);
 	if (r == 0)
 		r = db_exec(store->db, "PRAGMA user_version = 1", err);
-	if (r == 0)
-		r = db_exec(store->db, "COMMIT", err);
-	if (r < 0)
-		db_exec(store->db, "ROLLBACK", NULL);
-	return r;
+	return db_end(store->db, r, err);
 }
 
 static int open_catalogue(struct store *store, struct err *err)
@@ -497,14 +493,9 @@ int store_remember_name(struct store *store, const char *name, const struct desc
 	if (store_recall_name(store, name, &known) == 0 && digest_equal(&known, &manifest->digest))
 		return 0;
 	db_lock(store->db);
-	int r = db_exec(store->db, "BEGIN IMMEDIATE", err);
-	if (r == 0) {
-		r = remember_locked(store, name, manifest, err);
-		if (r == 0)
-			r = db_exec(store->db, "COMMIT", err);
-		if (r < 0)
-			db_exec(store->db, "ROLLBACK", NULL);
-	}
+	int r = db_begin(store->db, err);
+	if (r == 0)
+		r = db_end(store->db, remember_locked(store, name, manifest, err), err);
 	db_unlock(store->db);
 	return r;
 }
