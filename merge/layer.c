@@ -194,6 +194,14 @@ static int entry_of(struct layer *l, uint64_t id, uint32_t *entry, struct err *e
 	return err_set(err, -ENOENT, "no file has the id %llu", (unsigned long long)id);
 }
 
+static int need_entry(struct layer *l, uint64_t id, uint32_t *entry, struct tree_wait *wait,
+		      struct err *err)
+{
+	int r = layer_need(l, wait, err);
+
+	return r < 0 ? r : entry_of(l, id, entry, err);
+}
+
 /* ------------------------------------------------------------------ names and metadata */
 
 static int layer_getattr(struct tree *t, uint64_t id, struct attr *out, struct tree_wait *wait,
@@ -210,9 +218,7 @@ static int layer_getattr(struct tree *t, uint64_t id, struct attr *out, struct t
 				     .nlink = 2};
 		return 0;
 	}
-	int r = layer_need(l, wait, err);
-	if (r == 0)
-		r = entry_of(l, id, &entry, err);
+	int r = need_entry(l, id, &entry, wait, err);
 	return r < 0 ? r : layer_result(l, index_attr(l->made.index, entry, out), err);
 }
 
@@ -221,10 +227,8 @@ static int layer_lookup(struct tree *t, uint64_t dir, const char *name, size_t l
 {
 	struct layer *l = layer_of(t);
 	uint32_t entry = 0, found;
-	int r = layer_need(l, wait, err);
+	int r = need_entry(l, dir, &entry, wait, err);
 
-	if (r == 0)
-		r = entry_of(l, dir, &entry, err);
 	if (r < 0)
 		return r;
 	r = index_find(l->made.index, entry, name, len, &found);
@@ -240,10 +244,8 @@ static int layer_list(struct tree *t, uint64_t dir, uint64_t from, tree_list_fn 
 {
 	struct layer *l = layer_of(t);
 	uint32_t entry = 0, first, n;
-	int r = layer_need(l, wait, err);
+	int r = need_entry(l, dir, &entry, wait, err);
 
-	if (r == 0)
-		r = entry_of(l, dir, &entry, err);
 	if (r < 0)
 		return r;
 	r = index_children(l->made.index, entry, &first, &n);
@@ -270,10 +272,8 @@ static int layer_parent(struct tree *t, uint64_t dir, uint64_t *out, struct strb
 	uint32_t entry = 0, parent;
 	const char *text;
 	size_t len;
-	int r = layer_need(l, NULL, err);
+	int r = need_entry(l, dir, &entry, NULL, err);
 
-	if (r == 0)
-		r = entry_of(l, dir, &entry, err);
 	if (r < 0)
 		return r;
 	r = index_parent(l->made.index, entry, &parent);
@@ -292,10 +292,8 @@ static int layer_readlink(struct tree *t, uint64_t id, struct strbuf *out, struc
 	uint32_t entry = 0;
 	const char *target;
 	size_t len;
-	int r = layer_need(l, NULL, err);
+	int r = need_entry(l, id, &entry, NULL, err);
 
-	if (r == 0)
-		r = entry_of(l, id, &entry, err);
 	if (r < 0)
 		return r;
 	r = index_target(l->made.index, entry, &target, &len);
@@ -309,10 +307,8 @@ static int layer_xattrs(struct tree *t, uint64_t id, tree_xattr_fn fn, void *arg
 {
 	struct layer *l = layer_of(t);
 	uint32_t entry = 0;
-	int r = layer_need(l, NULL, err);
+	int r = need_entry(l, id, &entry, NULL, err);
 
-	if (r == 0)
-		r = entry_of(l, id, &entry, err);
 	if (r < 0)
 		return r;
 	r = index_xattrs(l->made.index, entry, fn, arg);
@@ -439,10 +435,8 @@ static int64_t layer_read(struct tree *t, uint64_t id, uint64_t off, void *dst, 
 	struct layer *l = layer_of(t);
 	struct index_content c;
 	uint32_t entry = 0;
-	int r = layer_need(l, NULL, err);
+	int r = need_entry(l, id, &entry, NULL, err);
 
-	if (r == 0)
-		r = entry_of(l, id, &entry, err);
 	if (r < 0)
 		return r;
 	r = index_content(l->made.index, entry, &c);
