@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #pragma once
 
-/* What unit tests share: cmocka in the order it wants, a folder of their own, a store in it. */
+/* What unit tests share: cmocka in the order it wants, a folder of their own, a store in it, a wait for a read. */
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -14,6 +14,7 @@
 #include "blobstore/blobstore.h"
 
 #include <ftw.h>
+#include <pthread.h>
 #include <unistd.h>
 
 static inline char *test_dir(void)
@@ -60,4 +61,40 @@ static inline void test_fill(uint8_t *bytes, size_t n, uint64_t seed)
 		}
 		bytes[i] = (uint8_t)(x >> (i % 5)) & 0x3f;
 	}
+}
+
+/* Makes a read that may be pending into a blocking one: .done is its callback. */
+struct test_wait {
+	pthread_mutex_t lock;
+	pthread_cond_t cond;
+	bool is_done;
+	int64_t result;
+	struct err err;
+};
+#define TEST_WAIT                                                                                  \
+	((struct test_wait){.lock = PTHREAD_MUTEX_INITIALIZER, .cond = PTHREAD_COND_INITIALIZER})
+
+static inline void test_wait_done(void *arg, int64_t result, const struct err *err)
+{
+	struct test_wait *w = arg;
+
+	pthread_mutex_lock(&w->lock);
+	w->is_done = true;
+	w->result = result;
+	if (err)
+		w->err = *err;
+	pthread_cond_signal(&w->cond);
+	pthread_mutex_unlock(&w->lock);
+}
+
+/* What the call returned, or what it ended with when that was -EINPROGRESS. */
+static inline int64_t test_wait_for(struct test_wait *w, int64_t r)
+{
+	if (r != -EINPROGRESS)
+		return r;
+	pthread_mutex_lock(&w->lock);
+	while (!w->is_done)
+		pthread_cond_wait(&w->cond, &w->lock);
+	pthread_mutex_unlock(&w->lock);
+	return w->result;
 }

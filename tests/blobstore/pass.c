@@ -5,7 +5,6 @@
 #include "tests/test.h"
 
 #include <fcntl.h>
-#include <pthread.h>
 #include <sys/stat.h>
 #include <zlib.h>
 #include <zstd.h>
@@ -102,36 +101,11 @@ static int run_pass(struct fixture *f, struct blob **blob, struct pass_result *r
 	return r;
 }
 
-struct waiter {
-	pthread_mutex_t lock;
-	pthread_cond_t cond;
-	int64_t result;
-	bool is_done;
-};
-
-static void waiter_done(void *arg, int64_t result, const struct err *err)
-{
-	struct waiter *w = arg;
-
-	pthread_mutex_lock(&w->lock);
-	w->result = result;
-	w->is_done = true;
-	pthread_cond_signal(&w->cond);
-	pthread_mutex_unlock(&w->lock);
-}
-
 static int64_t read_range(struct blob *blob, uint64_t off, void *dst, size_t len)
 {
-	struct waiter w = {.lock = PTHREAD_MUTEX_INITIALIZER, .cond = PTHREAD_COND_INITIALIZER};
-	int64_t r = blob_read(blob, off, dst, len, waiter_done, &w, NULL);
+	struct test_wait w = TEST_WAIT;
 
-	if (r != -EINPROGRESS)
-		return r;
-	pthread_mutex_lock(&w.lock);
-	while (!w.is_done)
-		pthread_cond_wait(&w.cond, &w.lock);
-	pthread_mutex_unlock(&w.lock);
-	return w.result;
+	return test_wait_for(&w, blob_read(blob, off, dst, len, test_wait_done, &w, NULL));
 }
 
 static void read_randomly(struct fixture *f, struct blob *blob, size_t n_plain)
