@@ -285,13 +285,13 @@ int blob_load_here(struct blob *blob, const struct group *g, struct plain **out,
 	uint64_t base = 0;
 	int fd = blob->frames_fd;
 
-	if (fd < 0 && blob_find_full(blob)) {
-		fd = blob->full_fd;
-		base = blob->full_off;
-	}
+	/* The bits are a look at memory; a whole blob is looked for on disk. */
 	if (fd < 0 && group_is_partial(blob, g)) {
 		is_partial = true;
 		fd = blob->data_fd;
+	} else if (fd < 0 && blob_find_full(blob)) {
+		fd = blob->full_fd;
+		base = blob->full_off;
 	}
 	if (fd < 0)
 		return -EAGAIN;
