@@ -530,8 +530,10 @@ static void prefetch_pump(void *arg)
 			p->next = p->end;
 		struct blob *blob = blob_ref(p->blob);
 		pthread_mutex_lock(&q->lock);
-		if (p->next < p->end)
-			STAILQ_INSERT_HEAD(&q->ranges, take(p), link);
+		if (p->next < p->end) {
+			STAILQ_INSERT_HEAD(&q->ranges, p, link);
+			p = NULL;
+		}
 		q->n_active += loads.n > 0;
 		pthread_mutex_unlock(&q->lock);
 		if (p) {
