@@ -7,6 +7,7 @@ test_lifecycle.py.) Every wait here has a deadline.
 """
 import json
 import os
+import re
 import select
 import signal
 import socket
@@ -20,10 +21,10 @@ BIN = os.environ.get("LLBFS_BIN", os.path.join(HERE, "../../build/llbfs"))
 def is_sanitized():
     """A sanitized build is several times slower: bounds on time are wider for it."""
     with open(BIN, "rb") as f:
-        return b"__asan_init" in f.read()
+        return re.search(rb"__[at]san_init", f.read()) is not None
 
 
-SLOW = 6 if is_sanitized() else 1
+SLOW = 3 if is_sanitized() else 1
 
 
 def mounts_below(path):
