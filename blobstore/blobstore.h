@@ -102,6 +102,7 @@ struct transfer {
 	 * what it must not), or what data returned. */
 	void (*done)(struct transfer *t, int result, const struct err *err);
 	void *impl; /* the remote's own, NULL at start */
+	bool is_cancelled; /* the remote's own, false at start */
 	bool is_unranged; /* set by the remote: it sends a blob from its first byte, whatever is asked */
 };
 

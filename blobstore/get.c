@@ -728,7 +728,6 @@ void get_range(struct registry *r, struct transfer *t)
 {
 	char text[DIGEST_TEXT_MAX];
 
-	t->impl = NULL;
 	if (!t->len || t->off > t->blob_size || t->len > t->blob_size - t->off) {
 		transfer_fail(t, -EINVAL, "a range outside of the blob");
 		return;
@@ -742,9 +741,13 @@ void get_range(struct registry *r, struct transfer *t)
 	g->at = t->off;
 	g->end = t->off + t->len;
 	g->is_stream = t->is_stream;
-	t->impl = g;
-	if (!loop_post(net_loop(r->net), &g->begin)) {
-		t->impl = NULL;
+	/* Under the lock, so that a cancel from another thread is behind the beginning or before it. */
+	pthread_mutex_lock(&r->lock);
+	bool has_begun = !t->is_cancelled && loop_post(net_loop(r->net), &g->begin);
+	if (has_begun)
+		t->impl = g;
+	pthread_mutex_unlock(&r->lock);
+	if (!has_begun) {
 		get_free(g);
 		transfer_fail(t, -ECANCELED, "cancelled");
 	}
@@ -754,6 +757,7 @@ void get_range_cancel(struct registry *r, struct transfer *t)
 {
 	pthread_mutex_lock(&r->lock);
 	struct get *g = t->impl;
+	t->is_cancelled = true;
 	if (g)
 		loop_post(net_loop(r->net), &g->cancel);
 	pthread_mutex_unlock(&r->lock);
