@@ -248,3 +248,40 @@ struct tar_member {
 	bool is_file;
 };
 int tar_scan(int fd, int (*fn)(void *arg, const struct tar_member *m), void *arg, struct err *err);
+
+/* ------------------------------------------------------------------ patterns */
+
+/* Go's filepath.Match: * and ? do not cross slashes, [a-z], [^a], \\ before what is meant as such.
+ * 1 the whole @name matches, 0 it does not; -EINVAL a pattern that makes no sense. */
+int match_wildcard(const char *pattern, const char *name);
+
+/* A list of patterns as in .dockerignore: the last that matches decides, ! takes back, ** crosses
+ * slashes; what lies below a match matches. Empty ones do not count. Immutable. Errors: -EINVAL. */
+struct match_patterns;
+int match_patterns_new(struct match_patterns **out, const char *const *texts, size_t n,
+		       struct err *err);
+void match_patterns_free(struct match_patterns *set);
+define_scoped(struct match_patterns *, match_patterns_free);
+size_t match_patterns_count(const struct match_patterns *set);
+/* 1 or 0 for @path ("a/b"), or -ENOMEM. @matched gets a value for each pattern, to be given as
+ * @parent for what lies in that folder; NULL: nothing is known of the folder, all are looked at. */
+int match_patterns(const struct match_patterns *set, const char *path, const bool *parent,
+		   bool *matched);
+
+/* ------------------------------------------------------------------ content hashes */
+
+/* What a copy takes from a tree, as in LLB's copy. Everything is borrowed. */
+struct treehash_ask {
+	const char *path;
+	bool follow;   /* a symlink at the end of the path; with patterns, those taken by themselves */
+	bool wildcard; /* the path is a wildcard */
+	const char *const *include, *const *exclude; /* patterns, relative to what the path names */
+	size_t n_include, n_exclude;
+	/* The tree is what a client sends of a host folder: owned by 0:0, its root not told of. */
+	bool is_upload;
+};
+/* The digest by which BuildKit knows that content: over names, modes, owners, link targets, devices,
+ * xattrs and bytes, but no times. Reads all files that are taken; blocks. A wildcard or patterns
+ * may take nothing, which has a digest, too.
+ * Errors: -ENOENT no such path, -ELOOP, -EINVAL a pattern, -ESTALE a file shrank while it was read. */
+int treehash(struct tree *t, const struct treehash_ask *ask, struct digest *out, struct err *err);

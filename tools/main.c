@@ -169,6 +169,25 @@ const struct command commands[] = {
 		.run = cmd_diff,
 	},
 	{
+		.name = "hash",
+		.usage = "[--follow] [--wildcard] [--include P]... [--exclude P]... REF [PATH]",
+		.summary = "the content digest that BuildKit's cache has of a path",
+		.text = "A COPY is taken from the cache when this digest of its source is what it "
+			"was: names, modes, owners, link targets, devices, xattrs and bytes count, "
+			"times do not. To see why one missed, compare before and after, and go "
+			"down the folders that differ. Reads every file it counts.\n\n"
+			"COPY in a Dockerfile means --follow, and --wildcard when the source has "
+			"* ? or [; the cache's key is the SHA-256 of this digest's text, or of "
+			"those of several sources, with NUL between them. A host folder is hashed "
+			"as a client uploads it: owned by 0:0, and / by its entries alone; what "
+			".dockerignore names must be left out with --exclude. PATH may end in a "
+			"slash: with patterns, then the folder itself does not count. The digests "
+			"are those of BuildKit 0.26 and later. JSON keys: ref path digest.",
+		.example = "llbfs hash --follow . /src",
+		.groups = FOR_REF | FOR_HASH,
+		.run = cmd_hash,
+	},
+	{
 		.name = "inspect",
 		.usage = "REF",
 		.summary = "what a reference is made of",

@@ -38,6 +38,14 @@ const struct option_spec option_specs[] = {
 	{"summarize", 's', OPTION_FLAG, FIELD(is_summary), NULL, NULL, "only the total", FOR_DU},
 	{"sha256", 0, OPTION_FLAG, FIELD(sha256), NULL, NULL,
 	 "digest of each regular file (read where it is not known)", FOR_SHA256},
+	{"include", 0, OPTION_LIST, FIELD(include), "PATTERN", NULL,
+	 "only what matches, as in .dockerignore, relative to PATH", FOR_HASH},
+	{"exclude", 0, OPTION_LIST, FIELD(exclude), "PATTERN", NULL,
+	 "without what matches, as in .dockerignore, relative to PATH", FOR_HASH},
+	{"follow", 0, OPTION_FLAG, FIELD(follow), NULL, NULL,
+	 "follow symbolic links at the end of PATH, as COPY does", FOR_HASH},
+	{"wildcard", 0, OPTION_FLAG, FIELD(wildcard), NULL, NULL,
+	 "PATH is a wildcard: * ? and [a-z] stand for characters of names", FOR_HASH},
 	{"man", 0, OPTION_FLAG, FIELD(man), NULL, NULL, "as a man page", FOR_HELP},
 	{"merge", 0, OPTION_MERGE, 0, "ref=REF[,trim=/p][,add=/q]", NULL,
 	 "one more input, the later wins; trim shows only /p of it, add puts it below /q", FOR_REF},
@@ -214,6 +222,8 @@ void options_deinit(struct options *o)
 	vec_free(&o->owned);
 	vec_free(&o->mount_options);
 	vec_free(&o->layouts);
+	vec_free(&o->include);
+	vec_free(&o->exclude);
 	vec_free(&o->words);
 }
 

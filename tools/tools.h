@@ -30,6 +30,7 @@ enum option_group {
 	FOR_DU = 1 << 6,
 	FOR_SHA256 = 1 << 7, /* verbs that can print digests of files */
 	FOR_HELP = 1 << 8,
+	FOR_HASH = 1 << 9,
 };
 
 enum option_kind {
@@ -89,8 +90,10 @@ struct options {
 	bool plain_http, insecure, trust_index, offline;
 	uint64_t max_rate, deadline_ms, max_used_space;
 	bool is_foreground, is_lazy, is_long, is_recursive, is_summary, sha256, man;
-	struct texts mount_options; /* each -o as typed */
-	struct texts layouts;	    /* each --oci-layout */
+	bool follow, wildcard;
+	struct texts mount_options;    /* each -o as typed */
+	struct texts layouts;	       /* each --oci-layout */
+	struct texts include, exclude; /* patterns */
 	struct words words;
 	struct texts owned; /* strings made while parsing */
 	bool help;
@@ -140,6 +143,7 @@ int cmd_cp(struct options *o, struct err *err);
 int cmd_tar(struct options *o, struct err *err);
 int cmd_du(struct options *o, struct err *err);
 int cmd_diff(struct options *o, struct err *err);
+int cmd_hash(struct options *o, struct err *err);
 int cmd_inspect(struct options *o, struct err *err);
 int cmd_version(struct options *o, struct err *err);
 int cmd_completion(struct options *o, struct err *err);
