@@ -155,8 +155,10 @@ static char leaf_typeflag(uint8_t type)
 
 static int leaf_header(struct treehash *h, const struct attr *attr, struct strbuf *s)
 {
-	bool is_device = attr->type == NODE_CHAR || attr->type == NODE_BLOCK;
 	bool is_upload = h->ask->is_upload;
+	/* BuildKit forgets a device's numbers where it looks at files itself: only those that a
+	 * client told it of have theirs. */
+	bool is_told = is_upload && (attr->type == NODE_CHAR || attr->type == NODE_BLOCK);
 	int r = 0;
 
 	strbuf_printf(s, "namemode%uuid%ugid%usize%llutypeflag%clinkname",
@@ -166,8 +168,8 @@ static int leaf_header(struct treehash *h, const struct attr *attr, struct strbu
 		      leaf_typeflag(attr->type));
 	if (attr->type == NODE_SYMLINK)
 		r = tree_readlink(h->t, attr->id, s, h->err);
-	strbuf_printf(s, "unamegnamedevmajor%udevminor%u", is_device ? attr->dev_major : 0,
-		      is_device ? attr->dev_minor : 0);
+	strbuf_printf(s, "unamegnamedevmajor%udevminor%u", is_told ? attr->dev_major : 0,
+		      is_told ? attr->dev_minor : 0);
 	if (r == 0)
 		r = leaf_add_xattrs(h, attr, s);
 	return r == 0 && s->failed ? -ENOMEM : r;

@@ -171,7 +171,7 @@ const struct command commands[] = {
 	{
 		.name = "hash",
 		.usage = "[--follow] [--wildcard] [--include P]... [--exclude P]... REF [PATH]",
-		.summary = "the content digest that BuildKit's cache has of a path",
+		.summary = "by which digest BuildKit's cache knows a path",
 		.text = "A COPY is taken from the cache when this digest of its source is what it "
 			"was: names, modes, owners, link targets, devices, xattrs and bytes count, "
 			"times do not. To see why one missed, compare before and after, and go "
@@ -179,10 +179,11 @@ const struct command commands[] = {
 			"COPY in a Dockerfile means --follow, and --wildcard when the source has "
 			"* ? or [; the cache's key is the SHA-256 of this digest's text, or of "
 			"those of several sources, with NUL between them. A host folder is hashed "
-			"as a client uploads it: owned by 0:0, and / by its entries alone; what "
-			".dockerignore names must be left out with --exclude. PATH may end in a "
-			"slash: with patterns, then the folder itself does not count. The digests "
-			"are those of BuildKit 0.26 and later. JSON keys: ref path digest.",
+			"as a client uploads it: owned by 0:0, and / by its entries alone. A "
+			".dockerignore is not read: what it names must not be in the folder. "
+			"--include and --exclude are those of the COPY; with them, and a PATH "
+			"that ends in a slash, the folder itself does not count. The digests are "
+			"those of BuildKit 0.26 and later. JSON keys: ref path digest.",
 		.example = "llbfs hash --follow . /src",
 		.groups = FOR_REF | FOR_HASH,
 		.run = cmd_hash,

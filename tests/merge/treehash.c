@@ -147,33 +147,41 @@ static void vectors_agree(void **state)
 	tree_unref(t);
 }
 
-/* What single nodes hash as; content is not part of these vectors. */
+static const uint8_t capability[] = {1, 2, 0};
+
+/* Single nodes, of which BuildKit's digests are known; devices have numbers only when uploaded. */
 static void every_type_agrees(void **state)
 {
 	static const struct {
 		struct attr attr;
+		bool is_upload;
 		const char *data, *hex;
 	} nodes[] = {
 		{{.type = NODE_SYMLINK, .mode = 0777},
+		 false,
 		 "target",
 		 "a2ba571981f48ec34eb79c9a3ab091b6491e825c2f7e9914ea86e8e958be7fae"},
 		{{.type = NODE_CHAR, .mode = 0600, .dev_major = 1, .dev_minor = 3},
+		 true,
 		 "",
 		 "85bd76951360c88286c3180c022599ad52bc3dfbbd2779d887da8490374495cf"},
+		{{.type = NODE_CHAR, .mode = 0666, .dev_major = 1, .dev_minor = 3},
+		 false,
+		 "",
+		 "0194263160120bafc733c52ddbb2636e86b9d9a1cfb01e77e9a367548d2461d8"},
 		{{.type = NODE_FIFO, .mode = 0600},
+		 false,
 		 "",
 		 "df86591a50f2862155e76a1d53cdad72c7f3f6c13413e4dbfb6410e347bd9ff9"},
 		{{.type = NODE_FIFO, .mode = 0644},
+		 false,
 		 "",
 		 "ed66acfbb9d93c08ed7faab2b6c0e2201a312df9abcbd94a761a1ea7f345dad5"},
-		{{.type = NODE_CHAR, .mode = 0666},
-		 "",
-		 "0194263160120bafc733c52ddbb2636e86b9d9a1cfb01e77e9a367548d2461d8"},
 	};
 	char text[DIGEST_HEX_MAX];
 
 	for (size_t i = 0; i < countof(nodes); i++) {
-		const struct treehash_ask ask = {.path = "/n"};
+		const struct treehash_ask ask = {.path = "/n", .is_upload = nodes[i].is_upload};
 		struct tree *t;
 
 		assert_int_equal(memtree_new(&t), 0);
@@ -184,6 +192,37 @@ static void every_type_agrees(void **state)
 		assert_string_equal(text, nodes[i].hex);
 		tree_unref(t);
 	}
+}
+
+/* Sorted by name; of security.* and system.* only the capability counts. */
+static void xattrs_agree(void **state)
+{
+	static const char bytes[] = "namemode420uid0gid0size5typeflag0linknameunamegname"
+				    "devmajor0devminor0security.capability\1\2\0trusted.zt"
+				    "user.a1user.b2hello";
+	const struct treehash_ask ask = {.path = "/n"}, other = {.path = "/one"};
+	char text[DIGEST_HEX_MAX], want[DIGEST_HEX_MAX];
+	struct digest digest;
+	struct tree *t;
+
+	assert_int_equal(memtree_new(&t), 0);
+	add(t, "n", NODE_FILE, 0644, "hello");
+	assert_int_equal(memtree_xattr(t, "n", "user.b", "2", 1), 0);
+	assert_int_equal(memtree_xattr(t, "n", "user.a", "1", 1), 0);
+	assert_int_equal(memtree_xattr(t, "n", "security.capability", capability, 3), 0);
+	assert_int_equal(memtree_xattr(t, "n", "trusted.z", "t", 1), 0);
+	assert_int_equal(memtree_xattr(t, "n", "security.selinux", "x", 1), 0);
+	assert_int_equal(memtree_xattr(t, "n", "system.posix_acl_access", "x", 1), 0);
+	ask_text(t, &ask, text);
+	digest_bytes(&digest, bytes, sizeof(bytes) - 1);
+	assert_string_equal(text, digest_hex(&digest, want));
+
+	add(t, "one", NODE_FILE, 0644, "xa\n");
+	assert_int_equal(memtree_xattr(t, "one", "user.test", "v1", 2), 0);
+	ask_text(t, &other, text);
+	assert_string_equal(text,
+			    "2fe8244f303391dc1a91e941708b105ec05c9b8d8e6138241821fc27666c656d");
+	tree_unref(t);
 }
 
 /* ------------------------------------------------------------------ what counts */
@@ -342,6 +381,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(vectors_agree),
 		cmocka_unit_test(every_type_agrees),
+		cmocka_unit_test(xattrs_agree),
 		cmocka_unit_test(what_counts_counts),
 		cmocka_unit_test(an_upload_has_no_owner_and_no_root),
 		cmocka_unit_test(errors_are_told),
