@@ -200,6 +200,35 @@ void union_origin(struct tree **t, uint64_t *id);
 /* For tests: how much a union may keep. */
 void union_limit_cache(struct tree *t, size_t max_folders, size_t max_list_bytes);
 
+/* ------------------------------------------------------------------ content hashes (treehash.c) */
+
+struct treehash_memo {
+	uint64_t id; /* 0 = free */
+	struct digest digest;
+};
+/* One call of treehash. */
+struct treehash {
+	struct tree *t;
+	const struct treehash_ask *ask;
+	struct hasher *hasher; /* of leaves */
+	char *buf; /* for content */
+	struct treehash_memo *memos; /* a hash table by id; n_memo_slots is 0 or a power of two */
+	size_t n_memos, n_memo_slots;
+	struct err *err; /* not NULL */
+};
+/* Of a folder: its header. */
+int treehash_leaf(struct treehash *h, const struct attr *attr, struct digest *out);
+/* The digest of what @path leads to. -ENOENT, -ELOOP, … */
+int treehash_path(struct treehash *h, const char *path, bool follow, struct digest *out);
+/* What @path, a key, leads to. -ENOENT: nothing is there, and no reason is set. */
+int treehash_find(struct treehash *h, const char *path, bool follow, struct attr *out);
+/* The path as it is a key: clean, absolute, and "" for the root. NULL = no memory. */
+char *treehash_key(const char *path);
+/* Adds a digest as text. */
+void treehash_add(struct hasher *hasher, const struct digest *digest);
+/* With a wildcard or patterns. (treehash_list.c) */
+int treehash_list(struct treehash *h, struct digest *out);
+
 /* ------------------------------------------------------------------ layers: the index (index.c)
  * Built by index_builder.c and index_write.c, from entries that tar.c or toc_json.c reads; the file
  * format is at the head of index.c. */
