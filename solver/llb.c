@@ -9,8 +9,7 @@
  * is checked here: text is UTF-8 without NUL, numbers that are indexes are in range. A field that
  * is not decoded is neither lost nor judged: vertices keep their bytes.
  *
- * Display names are BuildKit's. A name is made of what the op itself says; merge and diff, whose
- * names hold those of their inputs, get theirs from graph.c.
+ * What an op must be to be solved at all (an exec has a root mount) is for those who solve it.
  */
 
 #include <limits.h>
@@ -39,6 +38,27 @@ static int text(char **out, const ProtobufCBinaryData *data, const char *what, s
 	return *out ? 0 : no_memory(err);
 }
 
+static int texts(char ***out, size_t *n_out, const ProtobufCBinaryData *data, size_t n,
+		 const char *what, struct err *err)
+{
+	if (n == 0)
+		return 0;
+	*out = calloc(n, sizeof(**out));
+	if (!*out)
+		return no_memory(err);
+	int r = 0;
+	for (; *n_out < n && r == 0; (*n_out)++)
+		r = text(&(*out)[*n_out], &data[*n_out], what, err);
+	return r;
+}
+
+/* A text that is NULL when it is not there. */
+static int optional_text(char **out, const ProtobufCBinaryData *data, const char *what,
+			 struct err *err)
+{
+	return data->len ? text(out, data, what, err) : 0;
+}
+
 static int digest(struct digest *out, const ProtobufCBinaryData *data, struct err *err)
 {
 	scoped(free) char *s = NULL;
@@ -47,22 +67,6 @@ static int digest(struct digest *out, const ProtobufCBinaryData *data, struct er
 		return r;
 	r = digest_parse(out, s, err);
 	return r == -EINVAL ? err_wrap(err, -EBADMSG, "digest") : r;
-}
-
-static void free_texts(char **texts, size_t n)
-{
-	for (size_t i = 0; i < n; i++)
-		free(texts[i]);
-	free(texts);
-}
-
-static void free_pairs(struct llb_pair *pairs, size_t n)
-{
-	for (size_t i = 0; i < n; i++) {
-		free(pairs[i].key);
-		free(pairs[i].value);
-	}
-	free(pairs);
 }
 
 /* ------------------------------------------------------------------ the definition */
@@ -103,93 +107,6 @@ void llb_definition_deinit(struct llb_definition *d)
 	*d = (struct llb_definition){0};
 }
 
-/* ------------------------------------------------------------------ names */
-
-/* Appends a text to a display name. */
-static int label_add(struct strbuf *label, const char *before, const ProtobufCBinaryData *data,
-		     struct err *err)
-{
-	if (!is_text(data))
-		return err_set(err, -EBADMSG, "text that is not valid UTF-8");
-	strbuf_puts(label, before);
-	if (data->len)
-		strbuf_add(label, data->data, data->len);
-	return 0;
-}
-
-static int label_exec(struct strbuf *label, const Pb__ExecOp *exec, struct err *err)
-{
-	int r = 0;
-	for (size_t i = 0; exec->meta && i < exec->meta->n_args && r == 0; i++)
-		r = label_add(label, i ? " " : "", &exec->meta->args[i], err);
-	return r;
-}
-
-static int label_action(struct strbuf *label, const Pb__FileAction *action, struct err *err)
-{
-	int r;
-	switch (action->action_case) {
-	case PB__FILE_ACTION__ACTION_COPY:
-		r = label_add(label, "copy ", &action->copy->src, err);
-		return r < 0 ? r : label_add(label, " ", &action->copy->dest, err);
-	case PB__FILE_ACTION__ACTION_MKFILE:
-		return label_add(label, "mkfile ", &action->mkfile->path, err);
-	case PB__FILE_ACTION__ACTION_MKDIR:
-		return label_add(label, "mkdir ", &action->mkdir->path, err);
-	case PB__FILE_ACTION__ACTION_RM:
-		return label_add(label, "rm ", &action->rm->path, err);
-	case PB__FILE_ACTION__ACTION_SYMLINK:
-		r = label_add(label, "symlink ", &action->symlink->newpath, err);
-		return r < 0 ? r : label_add(label, " -> ", &action->symlink->oldpath, err);
-	case PB__FILE_ACTION__ACTION__NOT_SET:
-	case _PB__FILE_ACTION__ACTION__CASE_IS_INT_SIZE:
-		break;
-	}
-	strbuf_puts(label, "unknown");
-	return 0;
-}
-
-static int label_file(struct strbuf *label, const Pb__FileOp *file, struct err *err)
-{
-	int r = 0;
-	for (size_t i = 0; i < file->n_actions && r == 0; i++) {
-		strbuf_puts(label, i ? ", " : "");
-		r = label_action(label, file->actions[i], err);
-	}
-	return r;
-}
-
-static int make_label(struct llb_op *op, const Pb__Op *pb, struct err *err)
-{
-	scoped(strbuf_free) struct strbuf label = {0};
-	int r = 0;
-	switch (op->kind) {
-	case OP_MERGE:
-	case OP_DIFF:
-		return 0;
-	case OP_SOURCE:
-		strbuf_puts(&label, op->source.identifier);
-		break;
-	case OP_EXEC:
-		r = label_exec(&label, pb->exec, err);
-		break;
-	case OP_FILE:
-		r = label_file(&label, pb->file, err);
-		break;
-	case OP_PASSTHROUGH:
-		r = label_add(&label, "passthrough ", &pb->passthrough->id, err);
-		break;
-	case OP_BUILD:
-	case OP_UNKNOWN:
-		strbuf_puts(&label, op_kind_name(op->kind));
-		break;
-	}
-	if (r < 0)
-		return r;
-	op->label = strbuf_finish(&label);
-	return op->label ? 0 : no_memory(err);
-}
-
 /* ------------------------------------------------------------------ ops */
 
 static int decode_inputs(struct llb_op *op, const Pb__Op *pb, struct err *err)
@@ -221,6 +138,25 @@ static int decode_platform_part(char to[32], const ProtobufCBinaryData *data, st
 	return 0;
 }
 
+static int compare_texts(const void *a, const void *b)
+{
+	return strcmp(*(char *const *)a, *(char *const *)b);
+}
+
+static void sort_features(struct llb_op *op)
+{
+	size_t n = 0;
+	if (op->n_os_features)
+		qsort(op->os_features, op->n_os_features, sizeof(*op->os_features), compare_texts);
+	for (size_t i = 0; i < op->n_os_features; i++) {
+		if (n && strcmp(op->os_features[n - 1], op->os_features[i]) == 0)
+			free(op->os_features[i]);
+		else
+			op->os_features[n++] = op->os_features[i];
+	}
+	op->n_os_features = n;
+}
+
 static int decode_platform(struct llb_op *op, const Pb__Platform *pb, struct err *err)
 {
 	/* One without architecture says nothing about which image. */
@@ -235,23 +171,13 @@ static int decode_platform(struct llb_op *op, const Pb__Platform *pb, struct err
 		return r;
 	platform_normalize(&op->platform);
 	op->has_platform = true;
-	return 0;
-}
-
-static int decode_constraints(struct llb_op *op, const Pb__WorkerConstraints *pb, struct err *err)
-{
-	if (!pb || pb->n_filter == 0)
-		return 0;
-	op->constraints = calloc(pb->n_filter, sizeof(*op->constraints));
-	if (!op->constraints)
-		return no_memory(err);
-	for (; op->n_constraints < pb->n_filter; op->n_constraints++) {
-		int r = text(&op->constraints[op->n_constraints], &pb->filter[op->n_constraints],
-			     "constraint", err);
-		if (r < 0)
-			return r;
-	}
-	return 0;
+	r = optional_text(&op->os_version, &pb->os_version, "OS version", err);
+	if (r == 0)
+		r = texts(&op->os_features, &op->n_os_features, pb->os_features, pb->n_os_features,
+			  "OS feature", err);
+	if (r == 0)
+		sort_features(op);
+	return r;
 }
 
 static int decode_pairs(struct llb_pair **out, size_t *n_out, Pb__Attr *const *attrs, size_t n,
@@ -279,12 +205,6 @@ static int decode_source(struct llb_op *op, const Pb__SourceOp *pb, struct err *
 	return decode_pairs(&op->source.attrs, &op->source.n_attrs, pb->attrs, pb->n_attrs, err);
 }
 
-static int decode_prefix(char **out, const ProtobufCBinaryData *data, const char *what,
-			 struct err *err)
-{
-	return data->len ? text(out, data, what, err) : 0;
-}
-
 static int decode_merge(struct llb_op *op, const Pb__MergeOp *pb, struct err *err)
 {
 	op->merge.inputs = calloc(pb->n_inputs + 1, sizeof(*op->merge.inputs));
@@ -297,9 +217,9 @@ static int decode_merge(struct llb_op *op, const Pb__MergeOp *pb, struct err *er
 			return err_set(err, -EBADMSG, "merge input %zu: there is no input %lld", i,
 				       (long long)input->input);
 		to->input = (size_t)input->input;
-		int r = decode_prefix(&to->add, &input->add_prefix, "addPrefix", err);
+		int r = optional_text(&to->add, &input->add_prefix, "addPrefix", err);
 		if (r == 0)
-			r = decode_prefix(&to->trim, &input->trim_prefix, "trimPrefix", err);
+			r = optional_text(&to->trim, &input->trim_prefix, "trimPrefix", err);
 		if (r < 0)
 			return r;
 	}
@@ -317,6 +237,344 @@ static int decode_side(ssize_t *out, const Pb__DiffInput *pb, size_t n_inputs, c
 	*out = (ssize_t)pb->input;
 	return 0;
 }
+
+/* An input by number, none being -1. */
+static int check_input(int64_t input, size_t n, const char *what, size_t i, struct err *err)
+{
+	if (input >= -1 && (input < 0 || (uint64_t)input < n))
+		return 0;
+	return err_set(err, -EBADMSG, "%s %zu: there is no input %lld", what, i, (long long)input);
+}
+
+/* ------------------------------------------------------------------ exec */
+
+static int decode_proxies(struct llb_exec *exec, const Pb__ProxyEnv *pb, struct err *err)
+{
+	if (!pb)
+		return 0;
+	const struct {
+		const char *key;
+		const ProtobufCBinaryData *value;
+	} all[] = {
+		{"http_proxy", &pb->http_proxy}, {"https_proxy", &pb->https_proxy},
+		{"ftp_proxy", &pb->ftp_proxy},	 {"no_proxy", &pb->no_proxy},
+		{"all_proxy", &pb->all_proxy},
+	};
+	exec->proxies = calloc(countof(all), sizeof(*exec->proxies));
+	if (!exec->proxies)
+		return no_memory(err);
+	for (size_t i = 0; i < countof(all); i++) {
+		if (all[i].value->len == 0)
+			continue;
+		struct llb_pair *pair = &exec->proxies[exec->n_proxies++];
+		pair->key = strdup(all[i].key);
+		if (!pair->key)
+			return no_memory(err);
+		int r = text(&pair->value, all[i].value, all[i].key, err);
+		if (r < 0)
+			return r;
+	}
+	return 0;
+}
+
+static int decode_hosts(struct llb_exec *exec, const Pb__Meta *pb, struct err *err)
+{
+	exec->hosts = calloc(pb->n_extra_hosts + 1, sizeof(*exec->hosts));
+	exec->ulimits = calloc(pb->n_ulimit + 1, sizeof(*exec->ulimits));
+	if (!exec->hosts || !exec->ulimits)
+		return no_memory(err);
+	int r = 0;
+	for (size_t i = 0; i < pb->n_extra_hosts && r == 0; i++) {
+		struct llb_pair *pair = &exec->hosts[exec->n_hosts++];
+		r = text(&pair->key, &pb->extra_hosts[i]->host, "extra host", err);
+		if (r == 0)
+			r = text(&pair->value, &pb->extra_hosts[i]->ip, "extra host", err);
+	}
+	for (size_t i = 0; i < pb->n_ulimit && r == 0; i++) {
+		struct llb_ulimit *to = &exec->ulimits[exec->n_ulimits++];
+		to->soft = pb->ulimit[i]->soft;
+		to->hard = pb->ulimit[i]->hard;
+		r = text(&to->name, &pb->ulimit[i]->name, "ulimit", err);
+	}
+	return r;
+}
+
+static int decode_meta(struct llb_exec *exec, const Pb__Meta *pb, struct err *err)
+{
+	if (!pb)
+		return 0;
+	exec->has_meta = true;
+	exec->remove_mount_stubs_recursive = pb->remove_mount_stubs_recursive;
+	int r = texts(&exec->args, &exec->n_args, pb->args, pb->n_args, "argument", err);
+	if (r == 0)
+		r = texts(&exec->env, &exec->n_env, pb->env, pb->n_env, "environment", err);
+	if (r == 0)
+		r = text(&exec->cwd, &pb->cwd, "cwd", err);
+	if (r == 0)
+		r = text(&exec->user, &pb->user, "user", err);
+	if (r == 0)
+		r = text(&exec->hostname, &pb->hostname, "hostname", err);
+	if (r == 0)
+		r = text(&exec->cgroup_parent, &pb->cgroup_parent, "cgroup parent", err);
+	if (r == 0)
+		r = decode_proxies(exec, pb->proxy_env, err);
+	if (r == 0)
+		r = decode_hosts(exec, pb, err);
+	if (r < 0 || pb->n_valid_exit_codes == 0)
+		return r;
+	exec->exit_codes = calloc(pb->n_valid_exit_codes, sizeof(*exec->exit_codes));
+	if (!exec->exit_codes)
+		return no_memory(err);
+	exec->n_exit_codes = pb->n_valid_exit_codes;
+	memcpy(exec->exit_codes, pb->valid_exit_codes,
+	       exec->n_exit_codes * sizeof(*exec->exit_codes));
+	return 0;
+}
+
+static int decode_secret(struct llb_secret_opt *to, bool *has, const Pb__SecretOpt *pb,
+			 struct err *err)
+{
+	*has = pb != NULL;
+	if (!pb)
+		return 0;
+	to->uid = pb->uid;
+	to->gid = pb->gid;
+	to->mode = pb->mode;
+	to->optional = pb->optional;
+	return text(&to->id, &pb->id, "a secret's ID", err);
+}
+
+static int decode_mount(struct llb_mount *to, const Pb__Mount *pb, struct err *err)
+{
+	to->input = pb->input;
+	to->output = pb->output;
+	to->readonly = pb->readonly;
+	to->type = pb->mount_type;
+	to->content_cache = pb->content_cache;
+	to->has_tmpfs = pb->tmpfs != NULL;
+	to->tmpfs_size = pb->tmpfs ? pb->tmpfs->size : 0;
+	to->has_cache = pb->cache != NULL;
+	to->cache_sharing = pb->cache ? pb->cache->sharing : 0;
+	int r = text(&to->selector, &pb->selector, "selector", err);
+	if (r == 0)
+		r = text(&to->dest, &pb->dest, "destination", err);
+	if (r == 0)
+		r = text(&to->result_id, &pb->result_id, "result ID", err);
+	if (r == 0 && pb->cache)
+		r = text(&to->cache_id, &pb->cache->id, "cache ID", err);
+	if (r == 0)
+		r = decode_secret(&to->secret, &to->has_secret, pb->secret, err);
+	return r < 0 ? r : decode_secret(&to->ssh, &to->has_ssh, pb->ssh, err);
+}
+
+static int decode_mounts(struct llb_op *op, const Pb__ExecOp *pb, struct err *err)
+{
+	struct llb_exec *exec = &op->exec;
+	exec->mounts = calloc(pb->n_mounts + 1, sizeof(*exec->mounts));
+	if (!exec->mounts)
+		return no_memory(err);
+	for (size_t i = 0; i < pb->n_mounts; i++) {
+		int r = check_input(pb->mounts[i]->input, op->n_inputs, "mount", i, err);
+		if (r < 0)
+			return r;
+		r = decode_mount(&exec->mounts[exec->n_mounts++], pb->mounts[i], err);
+		if (r < 0)
+			return err_wrap(err, r, "mount %zu", i);
+	}
+	return 0;
+}
+
+static int decode_exec(struct llb_op *op, const Pb__ExecOp *pb, struct err *err)
+{
+	struct llb_exec *exec = &op->exec;
+	exec->network = pb->network;
+	exec->security = pb->security;
+	int r = decode_meta(exec, pb->meta, err);
+	if (r == 0)
+		r = decode_mounts(op, pb, err);
+	if (r < 0)
+		return r;
+	exec->secret_envs = calloc(pb->n_secretenv + 1, sizeof(*exec->secret_envs));
+	exec->devices = calloc(pb->n_cdi_devices + 1, sizeof(*exec->devices));
+	if (!exec->secret_envs || !exec->devices)
+		return no_memory(err);
+	for (size_t i = 0; i < pb->n_secretenv && r == 0; i++) {
+		struct llb_secret_env *to = &exec->secret_envs[exec->n_secret_envs++];
+		to->optional = pb->secretenv[i]->optional;
+		r = text(&to->id, &pb->secretenv[i]->id, "a secret's ID", err);
+		if (r == 0)
+			r = text(&to->name, &pb->secretenv[i]->name, "a secret's name", err);
+	}
+	for (size_t i = 0; i < pb->n_cdi_devices && r == 0; i++) {
+		struct llb_device *to = &exec->devices[exec->n_devices++];
+		to->optional = pb->cdi_devices[i]->optional;
+		r = text(&to->name, &pb->cdi_devices[i]->name, "device", err);
+	}
+	return r;
+}
+
+/* ------------------------------------------------------------------ file */
+
+static int decode_user(struct llb_owner *to, const Pb__UserOpt *pb, struct err *err)
+{
+	if (!pb)
+		return 0;
+	to->is_set = true;
+	if (pb->user_case == PB__USER_OPT__USER_BY_ID)
+		to->id = pb->by_id;
+	if (pb->user_case != PB__USER_OPT__USER_BY_NAME)
+		return 0;
+	to->input = pb->by_name->input;
+	return text(&to->name, &pb->by_name->name, "owner", err);
+}
+
+static int decode_owner(struct llb_action *to, const Pb__ChownOpt *pb, struct err *err)
+{
+	if (!pb)
+		return 0;
+	to->has_owner = true;
+	int r = decode_user(&to->user, pb->user, err);
+	return r < 0 ? r : decode_user(&to->group, pb->group, err);
+}
+
+static int decode_copy(struct llb_action *to, const Pb__FileActionCopy *pb, struct err *err)
+{
+	to->kind = ACTION_COPY;
+	to->mode = pb->mode;
+	to->timestamp = pb->timestamp;
+	to->follow_symlink = pb->follow_symlink;
+	to->dir_copy_contents = pb->dir_copy_contents;
+	to->attempt_unpack = pb->attempt_unpack;
+	to->create_dest_path = pb->create_dest_path;
+	to->allow_wildcard = pb->allow_wildcard;
+	to->allow_empty_wildcard = pb->allow_empty_wildcard;
+	to->always_replace = pb->always_replace;
+	int r = text(&to->from, &pb->src, "source path", err);
+	if (r == 0)
+		r = text(&to->path, &pb->dest, "destination", err);
+	if (r == 0)
+		r = text(&to->mode_text, &pb->mode_str, "mode", err);
+	if (r == 0)
+		r = texts(&to->include, &to->n_include, pb->include_patterns,
+			  pb->n_include_patterns, "pattern", err);
+	if (r == 0)
+		r = texts(&to->exclude, &to->n_exclude, pb->exclude_patterns,
+			  pb->n_exclude_patterns, "pattern", err);
+	if (r == 0)
+		r = texts(&to->required, &to->n_required, pb->required_paths, pb->n_required_paths,
+			  "required path", err);
+	return r < 0 ? r : decode_owner(to, pb->owner, err);
+}
+
+static int decode_mkfile(struct llb_action *to, const Pb__FileActionMkFile *pb, struct err *err)
+{
+	to->kind = ACTION_MKFILE;
+	to->mode = pb->mode;
+	to->timestamp = pb->timestamp;
+	to->data = malloc(pb->data.len + 1);
+	if (!to->data)
+		return no_memory(err);
+	to->n_data = pb->data.len;
+	memcpy(to->data, pb->data.len ? (const void *)pb->data.data : "", pb->data.len);
+	int r = text(&to->path, &pb->path, "path", err);
+	return r < 0 ? r : decode_owner(to, pb->owner, err);
+}
+
+static int decode_action(struct llb_action *to, const Pb__FileAction *pb, struct err *err)
+{
+	int r;
+	to->input = pb->input;
+	to->secondary_input = pb->secondary_input;
+	to->output = pb->output;
+	switch (pb->action_case) {
+	case PB__FILE_ACTION__ACTION_COPY:
+		return decode_copy(to, pb->copy, err);
+	case PB__FILE_ACTION__ACTION_MKFILE:
+		return decode_mkfile(to, pb->mkfile, err);
+	case PB__FILE_ACTION__ACTION_MKDIR:
+		to->kind = ACTION_MKDIR;
+		to->mode = pb->mkdir->mode;
+		to->timestamp = pb->mkdir->timestamp;
+		to->make_parents = pb->mkdir->make_parents;
+		r = text(&to->path, &pb->mkdir->path, "path", err);
+		return r < 0 ? r : decode_owner(to, pb->mkdir->owner, err);
+	case PB__FILE_ACTION__ACTION_RM:
+		to->kind = ACTION_RM;
+		to->allow_not_found = pb->rm->allow_not_found;
+		to->allow_wildcard = pb->rm->allow_wildcard;
+		return text(&to->path, &pb->rm->path, "path", err);
+	case PB__FILE_ACTION__ACTION_SYMLINK:
+		to->kind = ACTION_SYMLINK;
+		to->timestamp = pb->symlink->timestamp;
+		r = text(&to->path, &pb->symlink->newpath, "path", err);
+		if (r == 0)
+			r = text(&to->from, &pb->symlink->oldpath, "target", err);
+		return r < 0 ? r : decode_owner(to, pb->symlink->owner, err);
+	case PB__FILE_ACTION__ACTION__NOT_SET:
+	case _PB__FILE_ACTION__ACTION__CASE_IS_INT_SIZE:
+		break;
+	}
+	to->kind = ACTION_UNKNOWN;
+	return 0;
+}
+
+static int decode_file(struct llb_op *op, const Pb__FileOp *pb, struct err *err)
+{
+	struct llb_file *file = &op->file;
+	file->actions = calloc(pb->n_actions + 1, sizeof(*file->actions));
+	if (!file->actions)
+		return no_memory(err);
+	int r = 0;
+	for (size_t i = 0; i < pb->n_actions && r == 0; i++) {
+		size_t n = op->n_inputs + pb->n_actions;
+		r = check_input(pb->actions[i]->input, n, "action", i, err);
+		if (r == 0)
+			r = check_input(pb->actions[i]->secondary_input, n, "action", i, err);
+		if (r == 0)
+			r = decode_action(&file->actions[file->n_actions++], pb->actions[i], err);
+	}
+	return r;
+}
+
+/* ------------------------------------------------------------------ build, passthrough */
+
+static int decode_build(struct llb_op *op, const Pb__BuildOp *pb, struct err *err)
+{
+	struct llb_build *build = &op->build;
+	build->builder = pb->builder;
+	build->has_definition = pb->def.len > 0;
+	build->inputs = calloc(pb->n_inputs + 1, sizeof(*build->inputs));
+	if (!build->inputs)
+		return no_memory(err);
+	for (size_t i = 0; i < pb->n_inputs; i++) {
+		struct llb_build_input *to = &build->inputs[build->n_inputs++];
+		to->input = pb->inputs[i]->value ? pb->inputs[i]->value->input : 0;
+		int r = text(&to->name, &pb->inputs[i]->key, "input", err);
+		if (r == 0)
+			r = check_input(to->input, op->n_inputs, "build", i, err);
+		if (r < 0)
+			return r;
+	}
+	return decode_pairs(&build->attrs, &build->n_attrs, pb->attrs, pb->n_attrs, err);
+}
+
+static int decode_passthrough(struct llb_op *op, const Pb__PassthroughOp *pb, struct err *err)
+{
+	struct llb_passthrough *pass = &op->passthrough;
+	pass->outputs = calloc(pb->n_outputs + 1, sizeof(*pass->outputs));
+	if (!pass->outputs)
+		return no_memory(err);
+	for (; pass->n_outputs < pb->n_outputs; pass->n_outputs++) {
+		int64_t input = pb->outputs[pass->n_outputs];
+		if (input < 0 || (uint64_t)input >= op->n_inputs)
+			return err_set(err, -EBADMSG, "output %zu: there is no input %lld",
+				       pass->n_outputs, (long long)input);
+		pass->outputs[pass->n_outputs] = input;
+	}
+	return text(&pass->id, &pb->id, "ID", err);
+}
+
+/* ------------------------------------------------------------------ any op */
 
 static int decode_body(struct llb_op *op, const Pb__Op *pb, struct err *err)
 {
@@ -336,16 +594,16 @@ static int decode_body(struct llb_op *op, const Pb__Op *pb, struct err *err)
 					   err);
 	case PB__OP__OP_EXEC:
 		op->kind = OP_EXEC;
-		return 0;
+		return decode_exec(op, pb->exec, err);
 	case PB__OP__OP_FILE:
 		op->kind = OP_FILE;
-		return 0;
+		return decode_file(op, pb->file, err);
 	case PB__OP__OP_BUILD:
 		op->kind = OP_BUILD;
-		return 0;
+		return decode_build(op, pb->build, err);
 	case PB__OP__OP_PASSTHROUGH:
 		op->kind = OP_PASSTHROUGH;
-		return 0;
+		return decode_passthrough(op, pb->passthrough, err);
 	case PB__OP__OP__NOT_SET:
 	case _PB__OP__OP__CASE_IS_INT_SIZE:
 		break;
@@ -359,11 +617,12 @@ static int decode_op(struct llb_op *op, const Pb__Op *pb, struct err *err)
 	int r = decode_inputs(op, pb, err);
 	if (r == 0)
 		r = decode_platform(op, pb->platform, err);
-	if (r == 0)
-		r = decode_constraints(op, pb->constraints, err);
+	if (r == 0 && pb->constraints)
+		r = texts(&op->constraints, &op->n_constraints, pb->constraints->filter,
+			  pb->constraints->n_filter, "constraint", err);
 	if (r == 0)
 		r = decode_body(op, pb, err);
-	return r < 0 ? r : make_label(op, pb, err);
+	return r < 0 ? r : llb_op_label(op, err);
 }
 
 int llb_op_decode(struct llb_op *out, const struct llb_bytes *bytes, struct err *err)
@@ -379,56 +638,6 @@ int llb_op_decode(struct llb_op *out, const struct llb_bytes *bytes, struct err 
 	else
 		*out = op;
 	return r;
-}
-
-void llb_op_deinit(struct llb_op *op)
-{
-	free(op->inputs);
-	free_texts(op->constraints, op->n_constraints);
-	free(op->label);
-	if (op->kind == OP_SOURCE) {
-		free(op->source.identifier);
-		free_pairs(op->source.attrs, op->source.n_attrs);
-	} else if (op->kind == OP_MERGE) {
-		for (size_t i = 0; i < op->merge.n_inputs; i++) {
-			free(op->merge.inputs[i].add);
-			free(op->merge.inputs[i].trim);
-		}
-		free(op->merge.inputs);
-	}
-	*op = (struct llb_op){0};
-}
-
-const char *op_kind_name(enum op_kind kind)
-{
-	switch (kind) {
-	case OP_EXEC:
-		return "exec";
-	case OP_SOURCE:
-		return "source";
-	case OP_FILE:
-		return "file";
-	case OP_BUILD:
-		return "build";
-	case OP_MERGE:
-		return "merge";
-	case OP_DIFF:
-		return "diff";
-	case OP_PASSTHROUGH:
-		return "passthrough";
-	case OP_UNKNOWN:
-		break;
-	}
-	return "unknown";
-}
-
-const char *llb_source_attr(const struct llb_op *op, const char *key)
-{
-	/* In a map the last of equal keys counts. */
-	for (size_t i = op->source.n_attrs; i-- > 0;)
-		if (strcmp(op->source.attrs[i].key, key) == 0)
-			return op->source.attrs[i].value;
-	return NULL;
 }
 
 /* ------------------------------------------------------------------ metadata */
@@ -473,13 +682,4 @@ int llb_metadata_decode(struct llb_metadata *out, const struct llb_bytes *bytes,
 	else
 		*out = m;
 	return r;
-}
-
-void llb_metadata_deinit(struct llb_metadata *m)
-{
-	free_pairs(m->descriptions, m->n_descriptions);
-	free_texts(m->caps, m->n_caps);
-	free(m->group_id);
-	free(m->group_name);
-	*m = (struct llb_metadata){0};
 }

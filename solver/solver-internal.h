@@ -261,6 +261,119 @@ struct llb_merge_input {
 	char *add, *trim; /* NULL = none */
 };
 
+/* ExecOp. Numbers of enums are the wire's. */
+enum { LLB_MOUNT_BIND, LLB_MOUNT_SECRET, LLB_MOUNT_SSH, LLB_MOUNT_CACHE, LLB_MOUNT_TMPFS };
+enum { LLB_CONTENT_DEFAULT, LLB_CONTENT_ON, LLB_CONTENT_OFF };
+enum { LLB_CACHE_SHARED, LLB_CACHE_PRIVATE, LLB_CACHE_LOCKED };
+struct llb_secret_opt { /* of secrets and of ssh agents */
+	char *id;
+	uint32_t uid, gid, mode;
+	bool optional;
+};
+struct llb_mount {
+	int64_t input; /* -1 = none, else checked to be one of the op's */
+	char *selector, *dest;
+	int64_t output; /* -1 = none */
+	bool readonly;
+	int type, content_cache;
+	bool has_tmpfs, has_cache, has_secret, has_ssh;
+	int64_t tmpfs_size;
+	char *cache_id;
+	int cache_sharing;
+	struct llb_secret_opt secret, ssh;
+	char *result_id;
+};
+struct llb_exec {
+	bool has_meta;
+	char **args, **env;
+	size_t n_args, n_env;
+	char *cwd, *user, *hostname, *cgroup_parent;
+	struct llb_pair *proxies; /* http_proxy, …; those that are set */
+	size_t n_proxies;
+	struct llb_pair *hosts; /* name, address */
+	size_t n_hosts;
+	struct llb_ulimit {
+		char *name;
+		int64_t soft, hard;
+	} * ulimits;
+	size_t n_ulimits;
+	bool remove_mount_stubs_recursive;
+	int32_t *exit_codes; /* valid ones */
+	size_t n_exit_codes;
+	struct llb_mount *mounts;
+	size_t n_mounts;
+	int network, security;
+	struct llb_secret_env {
+		char *id, *name;
+		bool optional;
+	} * secret_envs;
+	size_t n_secret_envs;
+	struct llb_device {
+		char *name;
+		bool optional;
+	} * devices;
+	size_t n_devices;
+};
+
+/* FileOp */
+struct llb_owner { /* of one of user and group */
+	bool is_set;
+	char *name;    /* NULL = by id */
+	int64_t input; /* whose /etc/passwd, /etc/group knows the name */
+	uint32_t id;
+};
+enum llb_action_kind {
+	ACTION_UNKNOWN,
+	ACTION_COPY,
+	ACTION_MKFILE,
+	ACTION_MKDIR,
+	ACTION_RM,
+	ACTION_SYMLINK,
+};
+/* The fields that a kind does not have are 0. */
+struct llb_action {
+	enum llb_action_kind kind;
+	/* -1 = none; the op's inputs come first, then the results of its actions */
+	int64_t input, secondary_input;
+	int64_t output; /* -1 = none */
+	char *path;	/* copy: the destination; symlink: where the link is */
+	char *from;	/* copy: the source; symlink: what the link says */
+	bool has_owner;
+	struct llb_owner user, group;
+	int32_t mode;	   /* copy: -1 = the source's */
+	char *mode_text;   /* copy: symbolic, overrides mode; "" = none */
+	int64_t timestamp; /* ns; -1 = the source's, or now */
+	bool follow_symlink, dir_copy_contents, attempt_unpack, create_dest_path, allow_wildcard;
+	bool allow_empty_wildcard, always_replace, make_parents, allow_not_found;
+	char **include, **exclude, **required;
+	size_t n_include, n_exclude, n_required;
+	uint8_t *data; /* mkfile */
+	size_t n_data;
+};
+struct llb_file {
+	struct llb_action *actions;
+	size_t n_actions;
+};
+
+/* BuildOp */
+struct llb_build {
+	int64_t builder; /* -1 = LLB */
+	struct llb_build_input {
+		char *name;
+		int64_t input;
+	} * inputs;
+	size_t n_inputs;
+	bool has_definition; /* one of its own, which nothing writes */
+	struct llb_pair *attrs;
+	size_t n_attrs;
+};
+
+struct llb_passthrough {
+	char *id;
+	int64_t *outputs; /* output i is input outputs[i] */
+	size_t n_outputs;
+};
+
 /* One op. What is not decoded is still in the bytes of its vertex. */
 struct llb_op {
 	enum op_kind kind;
@@ -268,6 +381,9 @@ struct llb_op {
 	size_t n_inputs;
 	struct platform platform; /* normalized */
 	bool has_platform;
+	char *os_version;   /* NULL = none */
+	char **os_features; /* sorted, each once */
+	size_t n_os_features;
 	char **constraints;
 	size_t n_constraints;
 	char *label; /* display name; NULL where it is made of the inputs' (merge, diff) */
@@ -284,8 +400,14 @@ struct llb_op {
 		struct {
 			ssize_t lower, upper; /* -1 = scratch */
 		} diff;
+		struct llb_exec exec;
+		struct llb_file file;
+		struct llb_build build;
+		struct llb_passthrough passthrough;
 	};
 };
+/* Makes the label of an op that is decoded (llb_op.c). */
+int llb_op_label(struct llb_op *op, struct err *err);
 int llb_op_decode(struct llb_op *out, const struct llb_bytes *bytes, struct err *err);
 void llb_op_deinit(struct llb_op *op);
 const char *op_kind_name(enum op_kind kind);
