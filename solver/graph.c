@@ -506,7 +506,7 @@ static int check_output(const struct vertex *v, int index, struct err *err)
 	return vertex_error(v, err_set(err, -EBADMSG, "has no output %d", index), err);
 }
 
-static int vertex_run(struct vertex *v, struct solver *solver, struct err *err)
+int vertex_run(struct vertex *v, struct solver *solver, struct err *err)
 {
 	scoped(free) struct ref **inputs = calloc(v->op.n_inputs + 1, sizeof(struct ref *));
 	scoped(free) struct ref **outputs = calloc(v->n_outputs, sizeof(struct ref *));

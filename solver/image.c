@@ -337,9 +337,9 @@ void image_config_deinit(struct image_config *config)
 	*config = (struct image_config){0};
 }
 
-/* ------------------------------------------------------------------ docker save */
+/* ------------------------------------------------------------------ lists of texts */
 
-static void free_texts(char **texts, size_t n)
+void texts_free(char **texts, size_t n)
 {
 	for (size_t i = 0; i < n; i++)
 		free(texts[i]);
@@ -358,7 +358,7 @@ static int load_texts(char ***out, size_t *n_out, const json_t *list, const char
 		const char *text = json_string_value(json_array_get(list, i));
 		texts[i] = text ? strdup(text) : NULL;
 		if (!texts[i]) {
-			free_texts(texts, i);
+			texts_free(texts, i);
 			return text ? err_set(err, -ENOMEM, "out of memory")
 				    : err_set(err, -EBADMSG, "%s: not a list of strings", what);
 		}
@@ -367,6 +367,19 @@ static int load_texts(char ***out, size_t *n_out, const json_t *list, const char
 	*n_out = n;
 	return 0;
 }
+
+int texts_parse(char ***out, size_t *n_out, const char *json, const char *what, struct err *err)
+{
+	json_error_t wrong;
+	json_t *list = json_loads(json, 0, &wrong);
+	int r = json_is_array(list)
+			? load_texts(out, n_out, list, what, err)
+			: err_set(err, -EBADMSG, "%s: not a JSON list of strings", what);
+	json_decref(list);
+	return r;
+}
+
+/* ------------------------------------------------------------------ docker save */
 
 static int load_saved(struct saved_image *image, const json_t *json, struct err *err)
 {
@@ -412,8 +425,8 @@ void saved_images_free(struct saved_image *images, size_t n)
 {
 	for (size_t i = 0; i < n && images; i++) {
 		free(images[i].config);
-		free_texts(images[i].tags, images[i].n_tags);
-		free_texts(images[i].layers, images[i].n_layers);
+		texts_free(images[i].tags, images[i].n_tags);
+		texts_free(images[i].layers, images[i].n_layers);
 	}
 	free(images);
 }

@@ -358,6 +358,8 @@ static int decode_mount(struct llb_mount *to, const Pb__Mount *pb, struct err *e
 	int r = text(&to->selector, &pb->selector, "selector", err);
 	if (r == 0)
 		r = text(&to->dest, &pb->dest, "destination", err);
+	if (r == 0 && !(to->path = path_clean(to->selector, strlen(to->selector))))
+		r = no_memory(err);
 	if (r == 0)
 		r = text(&to->result_id, &pb->result_id, "result ID", err);
 	if (r == 0 && pb->cache)

@@ -104,13 +104,6 @@ const char *llb_source_attr(const struct llb_op *op, const char *key)
 	return NULL;
 }
 
-static void free_texts(char **texts, size_t n)
-{
-	for (size_t i = 0; i < n; i++)
-		free(texts[i]);
-	free(texts);
-}
-
 static void free_pairs(struct llb_pair *pairs, size_t n)
 {
 	for (size_t i = 0; i < n; i++) {
@@ -122,8 +115,8 @@ static void free_pairs(struct llb_pair *pairs, size_t n)
 
 static void free_exec(struct llb_exec *exec)
 {
-	free_texts(exec->args, exec->n_args);
-	free_texts(exec->env, exec->n_env);
+	texts_free(exec->args, exec->n_args);
+	texts_free(exec->env, exec->n_env);
 	free(exec->cwd);
 	free(exec->user);
 	free(exec->hostname);
@@ -138,6 +131,7 @@ static void free_exec(struct llb_exec *exec)
 		struct llb_mount *mount = &exec->mounts[i];
 		free(mount->selector);
 		free(mount->dest);
+		free(mount->path);
 		free(mount->cache_id);
 		free(mount->secret.id);
 		free(mount->ssh.id);
@@ -163,9 +157,9 @@ static void free_file(struct llb_file *file)
 		free(action->user.name);
 		free(action->group.name);
 		free(action->mode_text);
-		free_texts(action->include, action->n_include);
-		free_texts(action->exclude, action->n_exclude);
-		free_texts(action->required, action->n_required);
+		texts_free(action->include, action->n_include);
+		texts_free(action->exclude, action->n_exclude);
+		texts_free(action->required, action->n_required);
 		free(action->data);
 	}
 	free(file->actions);
@@ -192,8 +186,8 @@ void llb_op_deinit(struct llb_op *op)
 {
 	free(op->inputs);
 	free(op->os_version);
-	free_texts(op->os_features, op->n_os_features);
-	free_texts(op->constraints, op->n_constraints);
+	texts_free(op->os_features, op->n_os_features);
+	texts_free(op->constraints, op->n_constraints);
 	free(op->label);
 	switch (op->kind) {
 	case OP_SOURCE:
@@ -226,7 +220,7 @@ void llb_op_deinit(struct llb_op *op)
 void llb_metadata_deinit(struct llb_metadata *m)
 {
 	free_pairs(m->descriptions, m->n_descriptions);
-	free_texts(m->caps, m->n_caps);
+	texts_free(m->caps, m->n_caps);
 	free(m->group_id);
 	free(m->group_name);
 	*m = (struct llb_metadata){0};

@@ -41,8 +41,8 @@ struct ref {
 	size_t n_layers;
 	size_t first_layer; /* place of layers[0] in the image that the config describes */
 	struct desc config;
-	bool has_config, has_manifest, has_platform;
-	struct digest manifest;
+	bool has_config, has_manifest, has_root, has_platform;
+	struct digest manifest, root;
 	struct platform platform;
 	pthread_mutex_t lock;
 	struct strbuf config_text; /* guarded by lock; empty until it was asked for */
@@ -154,6 +154,11 @@ const char *ref_dir(const struct ref *ref)
 const struct digest *ref_manifest(const struct ref *ref)
 {
 	return ref->has_manifest ? &ref->manifest : NULL;
+}
+
+const struct digest *ref_root(const struct ref *ref)
+{
+	return ref->has_root ? &ref->root : NULL;
 }
 
 const struct platform *ref_platform(const struct ref *ref)
@@ -292,6 +297,10 @@ int ref_image(struct ref **out, const struct ref_image *image, struct err *err)
 		ref->manifest = *image->manifest;
 		ref->has_manifest = true;
 	}
+	if (image->root) {
+		ref->root = *image->root;
+		ref->has_root = true;
+	}
 	if (image->platform) {
 		ref->platform = *image->platform;
 		ref->has_platform = true;
@@ -371,6 +380,8 @@ int ref_slice(struct ref **out, struct ref *ref, size_t first, size_t last, stru
 	origin_copy(&slice->origin, &ref->origin);
 	slice->has_config = ref->has_config;
 	slice->first_layer = ref->first_layer + first;
+	slice->root = ref->root;
+	slice->has_root = ref->has_root;
 	slice->platform = ref->platform;
 	slice->has_platform = ref->has_platform;
 	pthread_mutex_lock(&ref->lock);

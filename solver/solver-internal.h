@@ -81,6 +81,10 @@ int saved_images_parse(struct saved_image **out, size_t *n_out, const void *byte
 		       struct err *err);
 void saved_images_free(struct saved_image *images, size_t n);
 
+/* A JSON list of strings, as attributes of sources hold them. */
+int texts_parse(char ***out, size_t *n_out, const char *json, const char *what, struct err *err);
+void texts_free(char **texts, size_t n);
+
 /* ------------------------------------------------------------------ texts (name.c) */
 
 enum ref_form {
@@ -147,6 +151,7 @@ struct ref_image {
 	size_t n_layers;
 	const struct desc *config;	 /* NULL when there is none */
 	const struct digest *manifest;	 /* NULL when there is none */
+	const struct digest *root;	 /* NULL when there is none */
 	const struct platform *platform; /* NULL when not known */
 };
 int ref_image(struct ref **out, const struct ref_image *image, struct err *err);
@@ -164,8 +169,11 @@ struct solver_registry {
 	char *host, *repository;
 	struct registry *registry;
 };
+#define SESSION_MAX 33
 struct solver {
 	struct solver_options options;
+	char session
+		[SESSION_MAX]; /* names this solver in keys that must not be equal to another's */
 	pthread_mutex_t lock;
 	/* guarded by lock: what was asked once is not asked again, so that one command has one
 	 * answer for a tag, and one set of credentials for a repository */
@@ -273,6 +281,7 @@ struct llb_secret_opt { /* of secrets and of ssh agents */
 struct llb_mount {
 	int64_t input; /* -1 = none, else checked to be one of the op's */
 	char *selector, *dest;
+	char *path;	/* of the input: the selector made absolute and cleaned */
 	int64_t output; /* -1 = none */
 	bool readonly;
 	int type, content_cache;
@@ -464,3 +473,30 @@ struct vertex {
 	size_t n_outputs;
 	struct ref **outputs; /* once solved; n_outputs */
 };
+/* Makes the outputs of @v, whose inputs have theirs. */
+int vertex_run(struct vertex *v, struct solver *solver, struct err *err);
+
+/* ------------------------------------------------------------------ keys (cachekey*.c) */
+
+/* A digest of @preimage, which becomes an ingredient; clears @preimage. */
+int keys_hash(struct vertex_keys *keys, struct strbuf *preimage, struct digest *out,
+	      struct err *err);
+/* The digest of @preimage is a map. */
+int keys_add_map(struct vertex_keys *keys, struct strbuf *preimage, bool is_random,
+		 struct err *err);
+int keys_add_inputs(struct vertex_keys *keys, size_t n, struct err *err);
+/* The selector of an input is SHA(paths joined by NUL). */
+int keys_set_selector(struct vertex_keys *keys, size_t input, const char *const *paths, size_t n,
+		      struct err *err);
+/* Moves what is left of @paths (borrowed texts) when those under others are gone to the front, in
+ * order; returns how many. A root leaves only itself. */
+size_t keys_dedupe_paths(const char **paths, size_t n);
+/* The members OS, Arch, Variant, OSVersion, OSFeatures of what @v is for. */
+void keys_platform(struct strbuf *json, const struct vertex *v, const struct solver *solver);
+
+int keys_exec(struct vertex_keys *keys, const struct vertex *v, const struct solver *solver,
+	      struct err *err);
+int keys_file(struct vertex_keys *keys, const struct vertex *v, struct err *err);
+/* Errors: -ENODATA not known from the definition alone. */
+int keys_source(struct vertex_keys *keys, const struct vertex *v, const struct solver *solver,
+		struct err *err);

@@ -48,6 +48,9 @@ size_t ref_parts(const struct ref *ref, const struct ref_part **out); /* REF_MER
 const char *ref_dir(const struct ref *ref); /* REF_DIR */
 /* Digest of the manifest of a REF_IMAGE; NULL when it has none (a docker archive). */
 const struct digest *ref_manifest(const struct ref *ref);
+/* Digest of what the name of the image led to: an index, where there is one above the manifest. Also
+ * of a ref that has only some of its layers. NULL when there is none. */
+const struct digest *ref_root(const struct ref *ref);
 const struct platform *ref_platform(const struct ref *ref); /* NULL when not known */
 /* The image config's JSON; fetched now if need be. -ENOENT for what has none. */
 int ref_config(struct ref *ref, struct strbuf *out, struct err *err);
@@ -135,3 +138,69 @@ void vertex_input(const struct vertex *v, size_t i, struct vertex **from, int *i
 /* Solves one edge into a ref; only what it needs. */
 int graph_solve(struct graph *g, struct solver *solver, struct vertex *vertex, int index,
 		struct ref **out, struct err *err);
+
+/* ------------------------------------------------------------------ cache keys */
+
+/* BuildKit's keys, byte for byte (cachekey.c has the essay). */
+
+/* "sha256:…", or "random:…" for what must never equal anything of another session. */
+struct cache_digest {
+	struct digest digest;
+	bool is_random;
+};
+char *cache_digest_text(const struct cache_digest *d, char buf[DIGEST_TEXT_MAX]); /* returns @buf */
+
+/* One thing of an input that is hashed where the content of the input may stand for the input. Texts
+ * are borrowed from the vertex, or constant. */
+struct content_selector {
+	const char *path; /* as the definition has it: to be made absolute */
+	bool wildcard, follow;
+	char *const *include, *const *exclude, *const *required;
+	size_t n_include, n_exclude, n_required;
+};
+enum content_kind {
+	CONTENT_NONE,  /* only the definition of the input counts */
+	CONTENT_PATHS, /* what an exec mounts */
+	CONTENT_FILES, /* what a file op copies, and the files that know its owners' names */
+};
+struct cache_input {
+	bool has_selector;
+	struct digest selector;
+	enum content_kind content;
+	struct content_selector *selectors; /* in the order in which their digests are joined */
+	size_t n_selectors;
+};
+/* What was hashed: @digest is that of the bytes. */
+struct cache_ingredient {
+	struct digest digest;
+	char *bytes;
+	size_t n;
+};
+struct cache_record {
+	int output;
+	struct cache_digest digest; /* of map and output, "sha256:…@0" */
+};
+
+/* What a vertex is in a cache, apart from what its inputs are. */
+struct vertex_keys {
+	struct cache_digest maps[2]; /* images have two: of the name's digest, of the layers */
+	size_t n_maps;
+	bool is_whole; /* there is no other map that is not known */
+	struct cache_input *inputs;
+	size_t n_inputs; /* as many as inputs, or fewer: a diff does not count scratch */
+	struct cache_record *records; /* those of maps[0] first, by output */
+	size_t n_records;
+	struct cache_ingredient *ingredients; /* of all digests above, and of digests in them */
+	size_t n_ingredients;
+};
+/* @may_ask: an image is resolved and its config read, which blocks for the network; else what the
+ * definition says must do. Errors: -ENODATA the key cannot be known so, -EBADMSG or -EINVAL
+ * BuildKit would refuse the op, -ENOTSUP an op that is newer than this program; with @may_ask also
+ * those of graph_solve. */
+int vertex_keys(struct vertex_keys *out, struct vertex *v, struct solver *solver, bool may_ask,
+		struct err *err);
+void vertex_keys_deinit(struct vertex_keys *keys);
+static inline void vertex_keys_deinit_scoped(struct vertex_keys *keys)
+{
+	vertex_keys_deinit(keys);
+}

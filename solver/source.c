@@ -8,6 +8,7 @@
 #include <assert.h>
 #include <fcntl.h>
 #include <stdio.h>
+#include <sys/random.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -21,12 +22,28 @@ static int no_memory(struct err *err)
 	return err_set(err, -ENOMEM, "out of memory");
 }
 
+/* 128 random bits. */
+static int make_session(char session[SESSION_MAX], struct err *err)
+{
+	uint8_t bytes[SESSION_MAX / 2];
+	if (getrandom(bytes, sizeof(bytes), 0) != sizeof(bytes))
+		return err_errno(err, "no random numbers");
+	for (size_t i = 0; i < sizeof(bytes); i++)
+		snprintf(session + 2 * i, 3, "%02x", bytes[i]);
+	return 0;
+}
+
 int solver_new(struct solver **out, const struct solver_options *options, struct err *err)
 {
 	assert(options->store);
 	struct solver *solver = calloc(1, sizeof(*solver));
 	if (!solver)
 		return no_memory(err);
+	int r = make_session(solver->session, err);
+	if (r < 0) {
+		free(solver);
+		return r;
+	}
 	solver->options = *options;
 	platform_normalize(&solver->options.platform);
 	pthread_mutex_init(&solver->lock, NULL);

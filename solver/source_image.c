@@ -86,6 +86,7 @@ int image_from_root(struct ref **out, const char *name, const struct origin *ori
 		.n_layers = m.n_layers,
 		.config = &m.config,
 		.manifest = &at.desc.digest,
+		.root = &root->desc.digest,
 		.platform = at.has_platform ? &at.platform : NULL,
 	};
 	return ref_image(out, &image, err);

@@ -189,12 +189,152 @@ static int inspect_ref(struct strbuf *s, struct ref *ref, const char *kind, cons
 
 /* ------------------------------------------------------------------ definitions */
 
-static void inspect_vertices(struct strbuf *s, struct graph *graph)
+static void inspect_texts(struct strbuf *s, const char *key, char *const *texts, size_t n)
 {
+	json_key(s, key);
+	strbuf_putc(s, '[');
+	for (size_t i = 0; i < n; i++) {
+		strbuf_puts(s, i ? "," : "");
+		json_text(s, texts[i], strlen(texts[i]));
+	}
+	strbuf_putc(s, ']');
+}
+
+/* What of an input is hashed where its content may stand for it; null when it may not. */
+static void inspect_content(struct strbuf *s, const struct cache_input *input)
+{
+	if (input->content == CONTENT_NONE) {
+		strbuf_puts(s, "null");
+		return;
+	}
+	strbuf_putc(s, '[');
+	for (size_t i = 0; i < input->n_selectors; i++) {
+		const struct content_selector *what = &input->selectors[i];
+
+		inspect_open(s);
+		json_pair(s, "path", what->path);
+		json_bool(s, "wildcard", what->wildcard);
+		json_bool(s, "follow", what->follow);
+		inspect_texts(s, "include", what->include, what->n_include);
+		inspect_texts(s, "exclude", what->exclude, what->n_exclude);
+		inspect_texts(s, "required", what->required, what->n_required);
+		strbuf_putc(s, '}');
+	}
+	strbuf_putc(s, ']');
+}
+
+static void inspect_key_inputs(struct strbuf *s, const struct vertex_keys *keys)
+{
+	json_key(s, "selectors");
+	strbuf_putc(s, '[');
+	for (size_t i = 0; i < keys->n_inputs; i++) {
+		const struct cache_input *input = &keys->inputs[i];
+		char text[DIGEST_TEXT_MAX];
+
+		strbuf_puts(s, i ? "," : "");
+		if (input->has_selector)
+			strbuf_printf(s, "\"%s\"", digest_text(&input->selector, text));
+		else
+			strbuf_puts(s, "null");
+	}
+	strbuf_putc(s, ']');
+	json_key(s, "contents");
+	strbuf_putc(s, '[');
+	for (size_t i = 0; i < keys->n_inputs; i++) {
+		strbuf_puts(s, i ? "," : "");
+		inspect_content(s, &keys->inputs[i]);
+	}
+	strbuf_putc(s, ']');
+}
+
+static void inspect_records(struct strbuf *s, const struct vertex_keys *keys)
+{
+	char text[DIGEST_TEXT_MAX];
+
+	json_key(s, "records");
+	strbuf_putc(s, '[');
+	for (size_t i = 0; i < keys->n_records; i++) {
+		inspect_open(s);
+		json_i64(s, "output", keys->records[i].output);
+		json_pair(s, "digest", cache_digest_text(&keys->records[i].digest, text));
+		strbuf_putc(s, '}');
+	}
+	strbuf_putc(s, ']');
+	json_pair(s, "cache_key",
+		  keys->n_records ? cache_digest_text(&keys->records[0].digest, text) : NULL);
+}
+
+static void inspect_ingredients(struct strbuf *s, const struct vertex_keys *keys)
+{
+	json_key(s, "ingredients");
+	strbuf_putc(s, '[');
+	for (size_t i = 0; i < keys->n_ingredients; i++) {
+		const struct cache_ingredient *what = &keys->ingredients[i];
+
+		inspect_open(s);
+		inspect_digest(s, "digest", &what->digest);
+		json_key(s, "text");
+		json_text(s, what->bytes, what->n);
+		strbuf_putc(s, '}');
+	}
+	strbuf_putc(s, ']');
+}
+
+/* A registry could not be asked; the others are errors that are about this vertex alone. */
+static bool is_no_answer(int r)
+{
+	switch (-r) {
+	case 0:
+	case ENOENT:
+	case EACCES:
+	case EBADMSG:
+	case EINVAL:
+	case ENOTSUP:
+	case ENODATA:
+	case EFBIG:
+		return false;
+	default:
+		return true;
+	}
+}
+
+/* Images are asked for until a registry cannot be: one deadline is enough, and what the definition
+ * says of the others must do. */
+static int inspect_keys(struct strbuf *s, struct app *app, struct vertex *vertex, bool *may_ask)
+{
+	scoped(vertex_keys_deinit) struct vertex_keys keys = {0};
+	char text[DIGEST_TEXT_MAX];
+	struct err err = {0};
+	int r = vertex_keys(&keys, vertex, app->solver, *may_ask, &err);
+
+	if (r < 0 && *may_ask) {
+		*may_ask = !is_no_answer(r);
+		r = vertex_keys(&keys, vertex, app->solver, false, err.code ? NULL : &err);
+	}
+	if (r == -ENOMEM)
+		return r;
+	json_key(s, "cache_maps");
+	strbuf_putc(s, '[');
+	for (size_t i = 0; i < keys.n_maps; i++)
+		strbuf_printf(s, "%s\"%s\"", i ? "," : "", cache_digest_text(&keys.maps[i], text));
+	strbuf_putc(s, ']');
+	inspect_key_inputs(s, &keys);
+	inspect_records(s, &keys);
+	inspect_ingredients(s, &keys);
+	if (r < 0 || !keys.is_whole)
+		json_pair(s, "unknown", err.code ? err.text : "the network was not asked");
+	return 0;
+}
+
+static int inspect_vertices(struct strbuf *s, struct app *app, struct graph *graph)
+{
+	bool may_ask = true;
+	int r = 0;
+
 	json_key(s, "vertices");
 	strbuf_putc(s, '[');
-	for (size_t i = 0; i < graph_count(graph); i++) {
-		const struct vertex *vertex = graph_vertex(graph, i);
+	for (size_t i = 0; i < graph_count(graph) && r == 0; i++) {
+		struct vertex *vertex = graph_vertex(graph, i);
 
 		inspect_open(s);
 		inspect_digest(s, "digest", vertex_digest(vertex));
@@ -211,9 +351,12 @@ static void inspect_vertices(struct strbuf *s, struct graph *graph)
 			strbuf_printf(s, "%s\"%s:%d\"", k ? "," : "",
 				      digest_text(vertex_digest(from), digest), index);
 		}
-		strbuf_puts(s, "]}");
+		strbuf_putc(s, ']');
+		r = inspect_keys(s, app, vertex, &may_ask);
+		strbuf_putc(s, '}');
 	}
 	strbuf_putc(s, ']');
+	return r;
 }
 
 /* FILE[#VERTEX[:INDEX]], "-" being standard input. */
@@ -268,8 +411,7 @@ static int inspect_llb(struct strbuf *s, struct app *app, const char *text, stru
 		json_pair(s, "unsolved", err_text(err, r));
 		r = 0;
 	}
-	inspect_vertices(s, graph);
-	return r;
+	return r < 0 ? r : inspect_vertices(s, app, graph);
 }
 
 static int inspect_all(struct strbuf *s, struct app *app, const struct options *o,

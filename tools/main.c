@@ -195,9 +195,16 @@ const struct command commands[] = {
 		.text = "One JSON object; fetches manifests and the config, no layers. Keys: "
 			"kind ref platform manifest layers[] config parts[]. A layer has "
 			"digest diff_id media_type size format, a part ref trim add. For "
-			"llb:// there is also vertices[], each with digest name op inputs[]; a "
-			"definition that cannot be solved has these, and unsolved, the reason, "
-			"instead of layers, config and parts.",
+			"llb:// there is also vertices[], each with digest name op inputs[], and "
+			"its "
+			"keys in a build cache, as BuildKit has them: cache_maps[] selectors[] "
+			"records[{output,digest}] cache_key (the first record, null when not "
+			"known), contents[], for each input what of it is hashed where its content "
+			"may stand for it, and ingredients[{digest,text}], what was hashed; "
+			"unknown "
+			"says why a key, or the second one of an image, is missing. A definition "
+			"that cannot be solved has these, and unsolved, the reason, instead of "
+			"layers, config and parts.",
 		.example = "llbfs inspect alpine:3.20 | jq .config.config.Env",
 		.groups = FOR_REF,
 		.run = cmd_inspect,
