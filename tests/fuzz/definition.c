@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
 /* A definition: what is accepted is a graph whose vertices come after their inputs, have names, and
- * are found by their digests. */
+ * are found by their digests; a cache key, where there is one, is the digest of what is told. */
 
 #include "solver/solver-internal.h"
 
@@ -24,6 +24,28 @@ static void check_vertex(struct graph *g, struct vertex *v)
 	}
 }
 
+static void check_keys(struct vertex *v)
+{
+	static struct solver solver; /* asks nobody */
+	struct vertex_keys keys;
+	struct digest digest;
+
+	if (vertex_keys(&keys, v, &solver, false, NULL) < 0)
+		return;
+	if (keys.n_maps == 0 || keys.n_maps > countof(keys.maps))
+		abort();
+	for (size_t i = 0; i < keys.n_ingredients; i++) {
+		const struct cache_ingredient *what = &keys.ingredients[i];
+		digest_bytes(&digest, what->bytes, what->n);
+		if (!digest_equal(&digest, &what->digest))
+			abort();
+	}
+	for (size_t i = 0; i < keys.n_inputs; i++)
+		if ((keys.inputs[i].content == CONTENT_NONE) != (keys.inputs[i].n_selectors == 0))
+			abort();
+	vertex_keys_deinit(&keys);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	struct graph *g;
@@ -36,8 +58,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	graph_result(g, &result, &index);
 	if (!result || index < 0)
 		abort();
-	for (size_t i = 0; i < graph_count(g) && i < 100; i++)
+	for (size_t i = 0; i < graph_count(g) && i < 100; i++) {
 		check_vertex(g, graph_vertex(g, i));
+		check_keys(graph_vertex(g, i));
+	}
 	graph_free(g);
 	return 0;
 }

@@ -297,6 +297,38 @@ def test_inspect_lists_the_vertices_of_a_definition(llbfs):
     assert row["vertices"][2]["inputs"] == [f"{digest}:0" for digest in digests[:2]]
 
 
+def test_inspect_shows_buildkits_cache_keys(llbfs):
+    with open(f"{TESTS}/data/keys/digests.txt") as f:
+        known = set(f.read().split())
+    with open(f"{TESTS}/data/llb/diff-nonancestor.cache") as f:
+        exported = {line.split()[1] for line in f if line.startswith("record")}
+    vertices = llbfs.json("inspect", f"llb://{TESTS}/data/llb/diff-nonancestor.pb")[0]["vertices"]
+    for vertex in vertices:
+        assert set(vertex["cache_maps"]) <= known and len(vertex["cache_maps"]) == 1
+        assert vertex["records"] == [{"output": 0, "digest": vertex["cache_key"]}]
+        for what in vertex["ingredients"]:
+            text = what["text"].encode()
+            assert what["digest"] == "sha256:" + hashlib.sha256(text).hexdigest()
+        assert "unknown" not in vertex
+    assert {vertex["cache_key"] for vertex in vertices} == exported
+
+
+def test_inspect_tells_what_of_an_input_is_hashed(llbfs):
+    definition = f"llb://{TESTS}/data/llb/copy-include-exclude.pb"
+    _, local, copy = llbfs.json("inspect", definition)[0]["vertices"]
+    assert local["cache_key"] == local["cache_maps"][0] and local["cache_key"].startswith("random:")
+    assert local["records"] == [{"output": 0, "digest": local["cache_key"]}]
+    what = {"path": "/", "wildcard": False, "follow": False, "required": [],
+            "include": ["src", "docs/*"], "exclude": ["**/*_test.go", "!src/test/lib_test.go"]}
+    assert copy["contents"] == [None, [what]]  # the first is changed, so it counts as defined
+    assert copy["selectors"] == [None, "sha256:" + hashlib.sha256(b"/").hexdigest()]
+
+
+def test_inspect_says_why_a_key_is_unknown(llbfs):
+    branch = llbfs.json("inspect", f"llb://{TESTS}/data/llb/src-git.pb")[0]["vertices"][0]
+    assert branch["cache_key"] is None and branch["cache_maps"] == [] and "branch" in branch["unknown"]
+
+
 def test_inspect_is_json_without_being_asked(llbfs):
     assert json.loads(llbfs("inspect", DEMO))["kind"] == "image"
 
