@@ -485,3 +485,17 @@ def test_prefetch_all_makes_everything_local(llbfs, serve, image):
         r.stop()
         with open(m / "big", "rb") as f:
             assert f.read() == NOISE
+
+
+def test_a_host_without_fuse(llbfs, image):
+    """Exit code 7 and what to do about it; what needs no FUSE works."""
+    def hidden(*args):
+        empty = 'mount -t tmpfs none /dev && mknod /dev/null c 1 3 && exec "$@"'
+        return subprocess.run(["unshare", "-m", "sh", "-c", empty, "sh", program.BIN, *args],
+                              env=llbfs.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                              timeout=60 * SLOW)
+
+    os.mkdir(f"{llbfs.work}/m")
+    done = hidden("mount", image.ref, f"{llbfs.work}/m")
+    assert done.returncode == 7 and done.stderr.count(b"\n") == 1 and b"/dev/fuse" in done.stderr
+    assert hidden("cat", image.ref, "/x").stdout == b"x"

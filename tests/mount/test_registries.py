@@ -174,6 +174,20 @@ def test_tag_that_moved_is_seen_by_the_next_command(llbfs, serve, work):
     assert llbfs.run("cat", f"{r.host}/app", "/v").stdout == b"2"
 
 
+def test_store_is_a_layout_that_others_read(llbfs, serve, work):
+    tar = images.tar([images.entry("f", b"content" * 9999)])
+    layout = images.Layout(f"{work}/app").image([images.encoded(tar, "gzip-9")])
+    r = serve({"team/app": layout.path})
+    llbfs.run("cat", f"{r.host}/team/app:latest", "/f")
+    llbfs.run("inspect", f"{r.host}/team/app:latest")  # fetches the config, too
+    r.stop()
+    subprocess.run(["skopeo", "copy", "-q", "--insecure-policy",
+                    f"oci:{llbfs.store}:{r.host}/team/app:latest", f"oci:{work}/copy:latest"],
+                   check=True)
+    assert images.open_layout(f"{work}/copy").layers() == layout.layers()
+    assert llbfs.run("cat", f"oci-layout://{work}/copy", "/f").stdout == b"content" * 9999
+
+
 @pytest.mark.parametrize("make", ["oci", "docker"])
 def test_archive_is_read_in_place(llbfs, work, formats, golden, make):
     layout = formats("gzip-single")
