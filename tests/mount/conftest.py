@@ -37,7 +37,8 @@ def remove_folder(path):
     program.clear_mounts(path)
 
     def gone_is_fine(function, name, why):
-        if not isinstance(why[1], FileNotFoundError):  # a server in the background may still tidy up
+        # a server in the background may still tidy up
+        if not isinstance(why[1], FileNotFoundError):
             raise why[1]
 
     shutil.rmtree(path, onerror=gone_is_fine)

@@ -133,7 +133,8 @@ class Program:
                 if k in ("PATH", "TMPDIR") or k.endswith("SAN_OPTIONS")}
         self.env = {
             **keep, "HOME": f"{work}/home", "XDG_RUNTIME_DIR": f"{work}/run", "LC_ALL": "C.UTF-8",
-            "DOCKER_CONFIG": f"{work}/docker", "LLBFS_ROOT": self.store, "BUILDKIT_PROGRESS": "quiet",
+            "DOCKER_CONFIG": f"{work}/docker", "LLBFS_ROOT": self.store,
+            "BUILDKIT_PROGRESS": "quiet",
         }
         for name in ("ASAN", "UBSAN", "LSAN", "TSAN"):
             options = keep.get(f"{name}_OPTIONS", "")

@@ -63,12 +63,14 @@ class Maker:
 
     def attributes(self):
         rng = self.rng
+        late = rng.randrange(2**31)
         more = {"mode": rng.choice([0o644, 0o600, 0o4755, 0o2711, 0o1777, 0o7777, 0]),
                 "uid": rng.choice([0, 1000, 3_000_000, 2**31 - 1]), "gid": rng.randrange(3),
-                "mtime": rng.choice([0, 1, rng.randrange(2**31), rng.randrange(2**31) + 0.5, 2**33])}
+                "mtime": rng.choice([0, 1, late, late + 0.5, 2**33])}
         if rng.random() < 0.2:
             # "user." is for files and folders, everywhere else the kernel refuses it
-            more["xattrs"] = {"security.k%d" % rng.randrange(3): rng.randbytes(rng.randrange(1, 60))}
+            key = "security.k%d" % rng.randrange(3)
+            more["xattrs"] = {key: rng.randbytes(rng.randrange(1, 60))}
         return more
 
     def forget(self, path):

@@ -70,7 +70,8 @@ def rich_tar():
     e = images.entry
     return images.tar([
         e("empty"), e("one", b"1"), e("block", b"x" * 512), e("block1", b"x" * 513),
-        e("noise", noise), e("zeros", bytes(3_000_000)), e("text", b"all work and no play " * 99_999),
+        e("noise", noise), e("zeros", bytes(3_000_000)),
+        e("text", b"all work and no play " * 99_999),
         e("d/", mode=0o2750, uid=7, gid=8), e("d/f", b"deep", mode=0o4755, mtime=1.5),
         images.hardlink("d/link", "noise"), images.symlink("sym", "d/f"),
         e("xattrs", b"x", xattrs={"user.a": b"\x00\xff\n=", "user.b": b"v" * 3000}),

@@ -51,7 +51,8 @@ class Input:
         self.ref = self.layout.ref
 
     def merge_arg(self, trim="", add=""):
-        return f"ref={self.ref}" + (f",trim={trim}" if trim else "") + (f",add={add}" if add else "")
+        arg = f"ref={self.ref}"
+        return arg + (f",trim={trim}" if trim else "") + (f",add={add}" if add else "")
 
 
 def oracle(work, *parts):
@@ -76,7 +77,8 @@ def pair(work):
                e("opt/gone", b"A"), e("opt/doc/"), e("opt/doc/old", b"A"), e("opt/man/"),
                e("opt/man/old", b"A"), e("usr/"), e("usr/share/"), e("usr/share/a", b"A")])
     b = Input(f"{work}/b",
-              [e("etc/"), e("usr/"), e("usr/bin/"), e("usr/bin/tool", b"B"), e("usr/share/", mode=0o711),
+              [e("etc/"), e("usr/"), e("usr/bin/"), e("usr/bin/tool", b"B"),
+               e("usr/share/", mode=0o711),
                e("usr/share/doc/", uid=3), e("usr/share/doc/new", b"B"), e("usr/share/x", b"1"),
                h("usr/share/y", "usr/share/x"), s("usr/share/l", "doc"), e("usr/share/man/")],
               [e("usr/share/x", b"2"), e("usr/share/.wh.gone"), e("etc/.wh.passwd"),
@@ -113,7 +115,8 @@ def test_partitions(llbfs, work, pair, trim, add):
     for parts in ((a, b), (b,)):
         args = ["--merge", a.merge_arg()] if len(parts) == 2 else []
         args += ["--merge", b.merge_arg(trim, add)]
-        expected = oracle(work, *[(a, "", "")] * (len(parts) - 1), (b, clean_trim.strip("/"), clean_add.rstrip("/")))
+        expected = oracle(work, *[(a, "", "")] * (len(parts) - 1),
+                          (b, clean_trim.strip("/"), clean_add.rstrip("/")))
         with llbfs.mount(*args) as m:
             listing.assert_equal(expected, listing.of_dir(m.path))
 
@@ -121,12 +124,14 @@ def test_partitions(llbfs, work, pair, trim, add):
 def test_made_up_parents_are_plain(llbfs, work, pair):
     with llbfs.mount("--merge", pair[0].merge_arg(add="/x/y")) as m:
         for path in ("x", "x/y"):
-            assert listing.of_file(m / path)[0] == {"type": "dir", "mode": 0o755, "uid": 0, "gid": 0, "mtime": 0}
+            assert listing.of_file(m / path)[0] == {"type": "dir", "mode": 0o755, "uid": 0,
+                                                    "gid": 0, "mtime": 0}
 
 
 @pytest.mark.parametrize("arg, code, word", [
     ("trim=/usr/missing", 3, "/usr/missing"), ("trim=/usr/share/x", 3, "/usr/share/x"),
-    ("trim=usr", 2, "absolute"), ("trim=/usr/../etc", 2, ".."), ("add=/a/../../b", 2, ".."), ("add=/a,add=/b", 2, "twice"),
+    ("trim=usr", 2, "absolute"), ("trim=/usr/../etc", 2, ".."), ("add=/a/../../b", 2, ".."),
+    ("add=/a,add=/b", 2, "twice"),
     ("colour=red", 2, "colour")])
 def test_partition_that_makes_no_sense(llbfs, pair, arg, code, word):
     done = llbfs.run("ls", "--merge", f"ref={pair[1].ref},{arg}", code=code)

@@ -29,7 +29,8 @@ def image(shared):
         e("big", NOISE), e("d/", mode=0o750, uid=11), e("d/f", b"low" * 999), e("gone", b"x"),
         images.hardlink("d/same", "d/f"), images.symlink("link", "d/f"),
         e("x", b"x", xattrs={"user.a": b"1\x002", "security.b": b"v" * 4000}),
-        images.device("null", 1, 3, mode=0o666), e("script", b"#!/bin/sh\necho it ran\n", mode=0o755),
+        images.device("null", 1, 3, mode=0o666),
+        e("script", b"#!/bin/sh\necho it ran\n", mode=0o755),
         e("suid", b"", mode=0o4755)])
     top = images.tar([e("many/"), *(e(f"many/{i:05}", b"%d" % i) for i in range(5000)),
                       e(".wh.gone"), e("mine", b"m", uid=65534, mode=0o600)])
@@ -81,7 +82,8 @@ def test_ways_of_data_give_the_same_bytes(llbfs, image, data):
 def test_passthrough_begins_when_all_is_here(llbfs, serve, image):
     """An inode's way of reading stays as it was at its first open until its last release."""
     r = serve({"app": image.path})
-    with llbfs.mount(f"{r.host}/app", options=["-o", "data=passthrough", "--prefetch", "none"]) as m:
+    options = ["-o", "data=passthrough", "--prefetch", "none"]
+    with llbfs.mount(f"{r.host}/app", options=options) as m:
         with open(m / "big", "rb") as first:
             assert first.read(10) == NOISE[:10]
             assert m.status()["passthrough"] == 0

@@ -133,7 +133,7 @@ def test_credential_helper_is_asked(llbfs, serve, work, small):
     helper = f"{work}/bin/docker-credential-test"
     with open(helper, "w") as f:
         f.write("#!/bin/sh\nread host\necho \"$1 $host\" >>%s/asked\n"
-                "echo '{\"ServerURL\": \"'$host'\", \"Username\": \"user\", \"Secret\": \"secret\"}'\n"
+                "echo '{\"Username\": \"user\", \"Secret\": \"secret\"}'\n"
                 % work)
     os.chmod(helper, 0o755)
     with open(f"{work}/docker/config.json", "w") as f:
@@ -192,7 +192,7 @@ def test_store_is_a_layout_that_others_read(llbfs, serve, work):
 def test_archive_is_read_in_place(llbfs, work, formats, golden, make):
     layout = formats("gzip-single")
     archive = f"{work}/image.tar"
-    target = {"oci": f"oci-archive:{archive}:v1", "docker": f"docker-archive:{archive}:app:v1"}[make]
+    target = f"{make}-archive:{archive}:" + {"oci": "v1", "docker": "app:v1"}[make]
     subprocess.run(["skopeo", "copy", "-q", "--insecure-policy", f"oci:{layout}:v1", target],
                    check=True)
     tag = {"oci": "v1", "docker": "app:v1"}[make]
