@@ -12,6 +12,8 @@
  * Trees may say "later": see struct tree_wait. That and blob_read are the only asynchronous seams.
  */
 
+#include <time.h>
+
 #include "blobstore/base.h"
 #include "blobstore/blobstore.h"
 
@@ -159,6 +161,65 @@ int memtree_xattr(struct tree *t, const char *path, const char *name, const void
  * flags when @is_layer. Holds no descriptor while idle, so that 10,000 of them are fine. */
 int dirtree_new(struct tree **out, const char *path, bool is_layer, struct err *err);
 
+/* --- edits: changes on top of a tree, which become a layer --- */
+
+/* Used by one thread until it is sealed. Nodes are ids of the edit: TREE_ROOT, or what these calls
+ * give; 0 = there is none. */
+struct edit;
+/* @below may be NULL (nothing) and is referenced. @now: the time of folders in which names change;
+ * NULL = they keep theirs.
+ * Errors: -ENOMEM. */
+int edit_new(struct edit **out, struct tree *below, const struct timespec *now);
+void edit_free(struct edit *e);
+define_scoped(struct edit *, edit_free);
+/* What is called @name in the folder @dir, below or changed; *node is 0 when nothing is. */
+int edit_child(struct edit *e, uint64_t dir, const char *name, size_t len, uint64_t *node,
+	       struct err *err);
+/* Both borrowed until the next call; the target is that of a symlink. */
+const struct attr *edit_attr(struct edit *e, uint64_t node);
+const char *edit_target(struct edit *e, uint64_t node);
+/* Walks @path from the root, inside the root, with links on the way followed. A path that is not
+ * there gives node 0. @real (may be NULL) gets the path without links, of what is not there, too.
+ * EDIT_FOLLOW_RELATIVE: at the end, a link to an absolute path leads to nothing.
+ * Errors: -ENOTDIR, -ELOOP. */
+enum edit_follow { EDIT_NO_FOLLOW, EDIT_FOLLOW, EDIT_FOLLOW_RELATIVE };
+int edit_walk(struct edit *e, const char *path, enum edit_follow follow, uint64_t *node,
+	      struct strbuf *real, struct err *err);
+/* Something new. */
+struct edit_what {
+	const struct attr *attr; /* type, mode, owner, time, device; of a copied file also the size */
+	struct tree *from; /* content, target and xattrs of this node; NULL = @data and none */
+	uint64_t from_id;
+	const struct attr *was; /* of @from_id, when it was looked at */
+	const void *data;
+	size_t len;
+};
+/* @name must not be in @dir. A copied file stays where it is and is read from there. */
+int edit_make(struct edit *e, uint64_t dir, const char *name, size_t len,
+	      const struct edit_what *what, uint64_t *node, struct err *err);
+/* One more name of a node that was made here. */
+int edit_link(struct edit *e, uint64_t dir, const char *name, size_t len, uint64_t node,
+	      struct err *err);
+/* Removes @name, which edit_child has found, and all below it. */
+void edit_remove(struct edit *e, uint64_t dir, const char *name, size_t len);
+/* A whiteout where the edit knows of nothing: of a layer that is made without the tree below. */
+int edit_whiteout(struct edit *e, uint64_t dir, const char *name, size_t len, struct err *err);
+/* Mode, owner and time of a folder, or of what was made here. */
+void edit_set(struct edit *e, uint64_t node, const struct attr *attr);
+/* Gives @node the xattrs of another one, instead of its own. */
+int edit_set_xattrs(struct edit *e, uint64_t node, struct tree *from, uint64_t from_id,
+		    struct err *err);
+int edit_add_xattr(struct edit *e, uint64_t node, const char *name, const void *value, size_t len,
+		   struct err *err);
+/* Drops all xattrs but this one. */
+void edit_keep_xattr(struct edit *e, uint64_t node, const char *name);
+/* New content for the file @name, whose node is @node; it may get another one. */
+int edit_write(struct edit *e, uint64_t dir, const char *name, size_t len, uint64_t *node,
+	       const void *data, size_t n_data, struct err *err);
+bool edit_is_empty(struct edit *e); /* nothing has changed */
+/* The changes as a raw tree, which takes *edit. The tree below is not part of it. */
+int edit_seal(struct tree **out, struct edit **edit, struct err *err);
+
 /* --- layers --- */
 enum layer_format {
 	LAYER_UNKNOWN = 0, /* not looked at yet */
@@ -285,3 +346,13 @@ struct treehash_ask {
  * may take nothing, which has a digest, too.
  * Errors: -ENOENT no such path, -ELOOP, -EINVAL a pattern, -ESTALE a file shrank while it was read. */
 int treehash(struct tree *t, const struct treehash_ask *ask, struct digest *out, struct err *err);
+/* Unpacks a file of a tree, if it is a tar, perhaps compressed (gzip, bzip2, xz, zstd): 1, or 0
+ * when it is something else. */
+struct tar_unpack_options {
+	const char *into; /* a real path of the edit; made when it is not there */
+	bool has_owner; /* everything belongs to uid:gid */
+	uint32_t uid, gid;
+	struct timespec now; /* the time of folders that the archive does not name */
+};
+int tar_unpack(struct edit *edit, struct tree *source, const struct attr *file,
+	       const struct tar_unpack_options *options, struct err *err);

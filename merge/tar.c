@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
 /*
- * tar: tars in. The only user of libarchive, for three readers: a layer's stream (tar_index), an
- * archive file whose members are read in place (tar_scan), and a tar in memory (tar_find).
+ * tar: tars in. The only user of libarchive, for four readers: a layer's stream (tar_index), an
+ * archive file whose members are read in place (tar_scan), a tar in memory (tar_find), and an
+ * archive that a file operation unpacks (tar_unpack).
  *
  * After a header, archive_filter_bytes() is the offset of the member's data in the stream, and the
  * data comes as blocks in order, each with its place in the file: what is between blocks is a
@@ -510,5 +511,293 @@ int tar_find(const void *bytes, size_t n, const char *name, const void **content
 		*content = (const uint8_t *)bytes + w.off;
 		*size = (size_t)w.size;
 	}
+	return r;
+}
+
+/* ------------------------------------------------------------------ a tar into an edit */
+
+/* What an archive unpacks to is held in memory. */
+#define UNPACK_MAX (512u << 20)
+#define UNPACK_BUFFER (256u << 10)
+
+struct unpack {
+	struct edit *edit;
+	struct tree *source;
+	const struct attr *file;
+	const struct tar_unpack_options *options;
+	uint64_t off;	/* in the archive */
+	uint64_t total; /* unpacked so far */
+	char *buffer;
+	int result; /* of reading, when it failed */
+	struct err err;
+};
+
+static la_ssize_t unpack_feed(struct archive *a, void *arg, const void **bytes)
+{
+	struct unpack *u = arg;
+	int64_t n = tree_read(u->source, u->file->id, u->off, u->buffer, UNPACK_BUFFER, NULL, NULL,
+			      &u->err);
+
+	if (n < 0) {
+		u->result = (int)n;
+		archive_set_error(a, EIO, "%s", err_text(&u->err, (int)n));
+		return ARCHIVE_FATAL;
+	}
+	u->off += (uint64_t)n;
+	*bytes = u->buffer;
+	return (la_ssize_t)n;
+}
+
+/* Makes the folders of @path, a real path, that are not there. What is no folder is in the way. */
+static int unpack_dirs(struct unpack *u, const char *path, uint64_t *dir, struct err *err)
+{
+	struct attr attr = {.type = NODE_DIR,
+			    .mode = 0755,
+			    .uid = u->options->uid,
+			    .gid = u->options->gid,
+			    .mtime_s = u->options->now.tv_sec,
+			    .mtime_ns = (uint32_t)u->options->now.tv_nsec};
+	const struct edit_what what = {.attr = &attr};
+	uint64_t at = TREE_ROOT, node;
+
+	for (const char *name = path; *name;) {
+		name += strspn(name, "/");
+		size_t len = strcspn(name, "/");
+		if (len == 0)
+			break;
+		scoped(free) char *part = strndup(name, len);
+		int r = part ? edit_child(u->edit, at, part, len, &node, err) : -ENOMEM;
+		if (r == 0 && !node)
+			r = edit_make(u->edit, at, part, len, &what, &node, err);
+		else if (r == 0 && edit_attr(u->edit, node)->type != NODE_DIR)
+			r = err_set(err, -ENOTDIR, "%s: not a folder on the way", path);
+		if (r < 0)
+			return r;
+		at = node;
+		name += len;
+	}
+	*dir = at;
+	return 0;
+}
+
+/* The folder and the name at which an entry is to be; its path is resolved below the root. */
+static int unpack_place(struct unpack *u, const char *path, uint64_t *dir, char **name,
+			struct err *err)
+{
+	scoped(free) char *clean = path_clean(path, strlen(path));
+	char *slash = clean ? strrchr(clean, '/') : NULL;
+	scoped(strbuf_free) struct strbuf real = {0};
+	uint64_t node;
+
+	*name = slash ? strdup(slash + 1) : NULL;
+	if (!*name)
+		return err_set(err, -ENOMEM, "out of memory");
+	*slash = '\0';
+	scoped(free) char *parent = str_printf("%s/%s", u->options->into, clean);
+	if (!parent)
+		return err_set(err, -ENOMEM, "out of memory");
+	int r = edit_walk(u->edit, parent, EDIT_FOLLOW, &node, &real, err);
+	return r < 0 ? r : unpack_dirs(u, real.data, dir, err);
+}
+
+static int unpack_data(struct unpack *u, struct archive *a, struct strbuf *out, struct err *err)
+{
+	const void *bytes;
+	la_int64_t off;
+	size_t n;
+	int r;
+
+	while ((r = archive_read_data_block(a, &bytes, &n, &off)) == ARCHIVE_OK) {
+		static const char zeros[4096];
+		if (off < 0 || (uint64_t)off + n + u->total > UNPACK_MAX)
+			return err_set(err, -EFBIG, "unpacks to more than %u MiB",
+				       UNPACK_MAX >> 20);
+		while (out->len < (uint64_t)off && !out->failed)
+			strbuf_add(out, zeros, MIN(sizeof(zeros), (size_t)off - out->len));
+		strbuf_add(out, bytes, n);
+		if (out->failed)
+			return err_set(err, -ENOMEM, "out of memory");
+	}
+	u->total += out->len;
+	return r == ARCHIVE_EOF ? 0 : u->result < 0 ? u->result : tar_error(a, err);
+}
+
+static uint8_t unpack_type(struct archive_entry *e)
+{
+	switch (archive_entry_filetype(e)) {
+	case AE_IFREG:
+		return NODE_FILE;
+	case AE_IFDIR:
+		return NODE_DIR;
+	case AE_IFLNK:
+		return NODE_SYMLINK;
+	case AE_IFCHR:
+		return NODE_CHAR;
+	case AE_IFBLK:
+		return NODE_BLOCK;
+	case AE_IFIFO:
+		return NODE_FIFO;
+	default:
+		return NODE_NONE;
+	}
+}
+
+static void unpack_attr(const struct unpack *u, struct archive_entry *e, struct attr *out)
+{
+	const struct tar_unpack_options *o = u->options;
+
+	*out = (struct attr){
+		.type = unpack_type(e),
+		.mode = archive_entry_perm(e) & 07777,
+		.uid = o->has_owner ? o->uid : (uint32_t)archive_entry_uid(e),
+		.gid = o->has_owner ? o->gid : (uint32_t)archive_entry_gid(e),
+		.mtime_s = archive_entry_mtime(e),
+		.mtime_ns = (uint32_t)archive_entry_mtime_nsec(e),
+		.dev_major = (uint32_t)archive_entry_rdevmajor(e),
+		.dev_minor = (uint32_t)archive_entry_rdevminor(e),
+	};
+}
+
+static int unpack_link(struct unpack *u, const char *target, uint64_t dir, const char *name,
+		       struct err *err)
+{
+	scoped(free) char *clean = path_clean(target, strlen(target));
+	scoped(free) char *path = clean ? str_printf("%s%s", u->options->into, clean) : NULL;
+	uint64_t node;
+	int r = path ? edit_walk(u->edit, path, EDIT_NO_FOLLOW, &node, NULL, err)
+		     : err_set(err, -ENOMEM, "out of memory");
+
+	if (r == 0 && (!node || edit_attr(u->edit, node)->type == NODE_DIR))
+		r = err_set(err, -EBADMSG, "%s: a hard link to %s, which is no file", name, target);
+	return r < 0 ? r : edit_link(u->edit, dir, name, strlen(name), node, err);
+}
+
+/* Puts what the entry is at a place where nothing is. */
+static int unpack_make(struct unpack *u, struct archive *a, struct archive_entry *e, uint64_t dir,
+		       const char *name, struct err *err)
+{
+	scoped(strbuf_free) struct strbuf data = {0};
+	const char *hard = archive_entry_hardlink(e), *xattr;
+	struct attr attr;
+	uint64_t node;
+	const void *value;
+	size_t len;
+	int r = 0;
+
+	if (hard)
+		return unpack_link(u, hard, dir, name, err);
+	unpack_attr(u, e, &attr);
+	if (attr.type == NODE_NONE)
+		return 0;
+	if (attr.type == NODE_FILE)
+		r = unpack_data(u, a, &data, err);
+	else if (attr.type == NODE_SYMLINK)
+		strbuf_puts(&data, archive_entry_symlink(e) ? archive_entry_symlink(e) : "");
+	const struct edit_what what = {.attr = &attr, .data = data.data, .len = data.len};
+	if (r == 0)
+		r = edit_make(u->edit, dir, name, strlen(name), &what, &node, err);
+	archive_entry_xattr_reset(e);
+	while (r == 0 && archive_entry_xattr_next(e, &xattr, &value, &len) == ARCHIVE_OK)
+		r = edit_add_xattr(u->edit, node, xattr, value, len, err);
+	return r;
+}
+
+static int unpack_entry(struct unpack *u, struct archive *a, struct archive_entry *e,
+			struct err *err)
+{
+	scoped(free) char *name = NULL;
+	struct attr attr;
+	uint64_t dir, node;
+	int r = unpack_place(u, archive_entry_pathname(e), &dir, &name, err);
+
+	if (r < 0 || !*name)
+		return r;
+	r = edit_child(u->edit, dir, name, strlen(name), &node, err);
+	if (r < 0)
+		return r;
+	unpack_attr(u, e, &attr);
+	if (node && attr.type == NODE_DIR && edit_attr(u->edit, node)->type == NODE_DIR) {
+		edit_set(u->edit, node, &attr);
+		return 0;
+	}
+	if (node)
+		edit_remove(u->edit, dir, name, strlen(name));
+	return unpack_make(u, a, e, dir, name, err);
+}
+
+/* Folders get their times last: what was put into them has changed those. */
+static int unpack_all(struct unpack *u, struct archive *a, struct archive_entry *e, struct err *err)
+{
+	vec(struct folder_time {
+		uint64_t node;
+		struct attr attr;
+	}) times = {0};
+	int r = 1;
+
+	while (r > 0) {
+		bool is_dir = unpack_type(e) == NODE_DIR && !archive_entry_hardlink(e);
+		r = unpack_entry(u, a, e, err);
+		if (r == 0 && is_dir) {
+			const char *path = archive_entry_pathname(e);
+			struct folder_time *t = vec_push(&times);
+			scoped(free) char *whole = str_printf("%s/%s", u->options->into, path);
+			if (!t || !whole)
+				r = err_set(err, -ENOMEM, "out of memory");
+			else
+				r = edit_walk(u->edit, whole, EDIT_FOLLOW, &t->node, NULL, err);
+			if (r == 0)
+				unpack_attr(u, e, &t->attr);
+		}
+		if (r == 0)
+			r = next_entry(a, &e, err);
+	}
+	for (size_t i = 0; i < times.n && r == 0; i++)
+		if (times.items[i].node)
+			edit_set(u->edit, times.items[i].node, &times.items[i].attr);
+	vec_free(&times);
+	return r;
+}
+
+/* The first header decides whether it is an archive. */
+static int unpack_open(struct unpack *u, struct archive *a, struct err *err)
+{
+	struct archive_entry *e;
+	uint64_t dir;
+	bool is_tar = archive_read_support_filter_gzip(a) == ARCHIVE_OK &&
+		      archive_read_support_filter_bzip2(a) == ARCHIVE_OK &&
+		      archive_read_support_filter_xz(a) == ARCHIVE_OK &&
+		      archive_read_support_filter_zstd(a) == ARCHIVE_OK &&
+		      archive_read_open(a, u, NULL, unpack_feed, NULL) == ARCHIVE_OK;
+
+	int r = is_tar ? next_entry(a, &e, NULL) : 0;
+	if (u->result < 0)
+		return err_set(err, u->result, "%s", err_text(&u->err, u->result));
+	if (r <= 0)
+		return 0;
+	r = unpack_dirs(u, u->options->into, &dir, err);
+	if (r == 0)
+		r = unpack_all(u, a, e, err);
+	return r < 0 ? err_wrap(err, r, "unpacking") : 1;
+}
+
+int tar_unpack(struct edit *edit, struct tree *source, const struct attr *file,
+	       const struct tar_unpack_options *options, struct err *err)
+{
+	struct unpack u = {.edit = edit, .source = source, .file = file, .options = options};
+	struct c_locale locale = {0};
+	archive_ptr a = new_archive();
+	int r;
+
+	u.buffer = malloc(UNPACK_BUFFER);
+	if (!u.buffer || !a)
+		r = err_set(err, -ENOMEM, "tar: no memory");
+	else
+		r = c_locale_enter(&locale, err);
+	if (r == 0) {
+		r = unpack_open(&u, a, err);
+		c_locale_leave(&locale);
+	}
+	archive_scoped(&a);
+	free(u.buffer);
 	return r;
 }

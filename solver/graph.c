@@ -58,7 +58,10 @@ static const struct {
 } op_rows[] = {
 	{OP_SOURCE, "docker-image://", &source_image_op},
 	{OP_SOURCE, "oci-layout://", &source_layout_op},
+	{OP_SOURCE, "local://", &source_local_op},
+	{OP_FILE, NULL, &op_file},
 	{OP_MERGE, NULL, &op_merge},
+	{OP_DIFF, NULL, &op_diff},
 };
 
 static const struct op_ops *op_ops_find(const struct llb_op *op)
@@ -103,7 +106,7 @@ static int vertex_load(struct vertex *v, const struct llb_bytes *bytes, struct e
 	if (r < 0)
 		return err_wrap(err, r, "vertex %s", digest_text(&v->digest, text));
 	v->ops = op_ops_find(&v->op);
-	v->n_outputs = 1; /* of every operation that has a row */
+	v->n_outputs = v->op.kind == OP_FILE ? v->op.file.n_outputs : 1;
 	v->inputs = calloc(v->op.n_inputs + 1, sizeof(*v->inputs));
 	return v->inputs ? 0 : no_memory(err);
 }

@@ -520,6 +520,29 @@ static int decode_action(struct llb_action *to, const Pb__FileAction *pb, struct
 	return 0;
 }
 
+/* Outputs are numbered without gaps, and each is one action's. */
+static int check_outputs(struct llb_op *op, struct err *err)
+{
+	size_t n = op->file.n_actions, n_outputs = 0;
+	scoped(free) uint8_t *seen = calloc(n + 1, 1);
+	if (!seen)
+		return no_memory(err);
+	for (size_t i = 0; i < n; i++) {
+		int64_t output = op->file.actions[i].output;
+		if (output == -1)
+			continue;
+		if (output < 0 || (uint64_t)output >= n || seen[output])
+			return err_set(err, -EBADMSG, "action %zu: bad output %lld", i,
+				       (long long)output);
+		seen[output] = 1;
+		n_outputs++;
+	}
+	if (n_outputs == 0 || memchr(seen, 0, n_outputs))
+		return err_set(err, -EBADMSG, "a file op without output, or with a gap in them");
+	op->file.n_outputs = n_outputs;
+	return 0;
+}
+
 static int decode_file(struct llb_op *op, const Pb__FileOp *pb, struct err *err)
 {
 	struct llb_file *file = &op->file;
@@ -535,7 +558,7 @@ static int decode_file(struct llb_op *op, const Pb__FileOp *pb, struct err *err)
 		if (r == 0)
 			r = decode_action(&file->actions[file->n_actions++], pb->actions[i], err);
 	}
-	return r;
+	return r < 0 ? r : check_outputs(op, err);
 }
 
 /* ------------------------------------------------------------------ build, passthrough */

@@ -7,6 +7,7 @@
  *	merge    parts: other refs, each perhaps with a partition; the last on top
  *	dir      a host folder
  *	scratch  nothing
+ *	tree     one layer in memory: what a file op or a diff made, or a local source
  *
  * A ref never changes after it is made, with one exception: an image's config, and the diff IDs in
  * it, are fetched when somebody asks, since a mount needs neither (one request less).
@@ -54,6 +55,9 @@ struct ref {
 
 	/* REF_DIR */
 	char *dir;
+
+	/* REF_TREE */
+	struct tree *tree;
 };
 
 static int no_memory(struct err *err)
@@ -97,6 +101,7 @@ static void ref_free(struct ref *ref)
 	strbuf_free(&ref->config_text);
 	pthread_mutex_destroy(&ref->lock);
 	free(ref->dir);
+	tree_unref(ref->tree);
 	free(ref->name);
 	free(ref);
 }
@@ -416,6 +421,21 @@ int ref_scratch(struct ref **out, struct err *err)
 {
 	*out = ref_new(REF_SCRATCH, "scratch");
 	return *out ? 0 : no_memory(err);
+}
+
+int ref_made(struct ref **out, const char *name, struct tree *tree, struct err *err)
+{
+	struct ref *ref = ref_new(REF_TREE, name);
+	if (!ref)
+		return no_memory(err);
+	ref->tree = tree_ref(tree);
+	*out = ref;
+	return 0;
+}
+
+struct tree *ref_made_tree(const struct ref *ref)
+{
+	return ref->tree;
 }
 
 /* ------------------------------------------------------------------ merges */

@@ -308,6 +308,8 @@ static int look_at(struct flat *f, const struct todo *todo, struct err *err)
 		return add_layers(f, todo->ref, todo->add, err);
 	case REF_DIR:
 		return add_leaf(f, NULL, ref_dir(todo->ref), todo->add, err);
+	case REF_TREE:
+		return add_input(f, ref_made_tree(todo->ref), todo->add, NULL, err);
 	case REF_MERGE:
 		return add_parts(f, todo->ref, todo->add, err);
 	case REF_SCRATCH:

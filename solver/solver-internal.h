@@ -8,6 +8,7 @@
  */
 
 #include <pthread.h>
+#include <time.h>
 
 #include "blobstore/base.h"
 #include "blobstore/blobstore.h"
@@ -158,6 +159,9 @@ int ref_image(struct ref **out, const struct ref_image *image, struct err *err);
 /* @dir must be absolute. */
 int ref_folder(struct ref **out, const char *name, const char *dir, struct err *err);
 int ref_scratch(struct ref **out, struct err *err);
+/* A layer that is here: @tree is raw and referenced. */
+int ref_made(struct ref **out, const char *name, struct tree *tree, struct err *err);
+struct tree *ref_made_tree(const struct ref *ref); /* borrowed */
 
 /* ------------------------------------------------------------------ sources (source*.c) */
 
@@ -174,6 +178,7 @@ struct solver {
 	struct solver_options options;
 	char session
 		[SESSION_MAX]; /* names this solver in keys that must not be equal to another's */
+	struct timespec now; /* the time of what a definition makes without one */
 	pthread_mutex_t lock;
 	/* guarded by lock: what was asked once is not asked again, so that one command has one
 	 * answer for a tag, and one set of credentials for a repository */
@@ -362,6 +367,7 @@ struct llb_action {
 struct llb_file {
 	struct llb_action *actions;
 	size_t n_actions;
+	size_t n_outputs; /* checked: each of 0..n_outputs - 1 once */
 };
 
 /* BuildOp */
@@ -449,6 +455,9 @@ struct op_ops {
 		   struct ref **outputs, struct err *err);
 };
 extern const struct op_ops op_merge;
+extern const struct op_ops op_diff;
+extern const struct op_ops op_file;
+extern const struct op_ops source_local_op;
 extern const struct op_ops source_image_op;
 extern const struct op_ops source_layout_op;
 /* What @v wants images to be for. */

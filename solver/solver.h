@@ -5,7 +5,7 @@
  * solver: refs.
  *
  * A ref is a result that is lazy until looked at: a stack of layers (descriptors and the remote
- * that has their blobs), a merge of other refs, or a host folder. Refs come from names (images,
+ * that has their blobs), a merge of other refs, a host folder, or a layer of changes in memory. Refs come from names (images,
  * layouts, archives, folders) and from LLB definitions, whose graph of vertices is solved into
  * them. Making a ref moves no layer bytes.
  */
@@ -24,7 +24,7 @@ int platform_parse(struct platform *out, const char *text, struct err *err);
 void platform_host(struct platform *out);
 char *platform_text(const struct platform *p, char buf[100]);
 
-enum ref_kind { REF_IMAGE, REF_MERGE, REF_DIR, REF_SCRATCH };
+enum ref_kind { REF_IMAGE, REF_MERGE, REF_DIR, REF_SCRATCH, REF_TREE };
 
 struct ref_layer {
 	struct desc desc;
@@ -90,6 +90,9 @@ struct solver_options {
 		const char *name, *dir;
 	} *layouts;
 	size_t n_layouts;
+	/* --local NAME=DIR: where their local sources are. */
+	const struct solver_layout *locals;
+	size_t n_locals;
 };
 struct solver;
 int solver_new(struct solver **out, const struct solver_options *options, struct err *err);

@@ -47,6 +47,7 @@ int solver_new(struct solver **out, const struct solver_options *options, struct
 	solver->options = *options;
 	platform_normalize(&solver->options.platform);
 	pthread_mutex_init(&solver->lock, NULL);
+	clock_gettime(CLOCK_REALTIME, &solver->now);
 	*out = solver;
 	return 0;
 }

@@ -14,25 +14,34 @@
 
 #define DEADLINE_MS 60000
 
-/* --oci-layout NAME=DIR */
-static int app_layouts(struct app *app, const struct options *o, struct err *err)
+/* --@option NAME=DIR, each */
+static int app_folders(struct solver_layout **out, size_t *n, const char *option,
+		       const struct texts *texts, struct err *err)
 {
-	app->layouts = calloc(o->layouts.n + 1, sizeof(*app->layouts));
-	if (!app->layouts)
+	*out = calloc(texts->n + 1, sizeof(**out));
+	if (!*out)
 		return -ENOMEM;
-	for (size_t i = 0; i < o->layouts.n; i++) {
-		const char *text = o->layouts.items[i], *equals = strchr(text, '=');
+	for (size_t i = 0; i < texts->n; i++) {
+		const char *text = texts->items[i], *equals = strchr(text, '=');
+		struct solver_layout *to = &(*out)[i];
 
 		if (!equals || equals == text || !equals[1])
-			return err_set(err, -EINVAL, "--oci-layout must be NAME=DIR, not \"%s\"",
+			return err_set(err, -EINVAL, "--%s must be NAME=DIR, not \"%s\"", option,
 				       text);
-		app->layouts[i].name = strndup(text, (size_t)(equals - text));
-		if (!app->layouts[i].name)
+		to->name = strndup(text, (size_t)(equals - text));
+		if (!to->name)
 			return -ENOMEM;
-		app->layouts[i].dir = equals + 1;
-		app->n_layouts++;
+		to->dir = equals + 1;
+		(*n)++;
 	}
 	return 0;
+}
+
+static void app_free_folders(struct solver_layout *folders, size_t n)
+{
+	for (size_t i = 0; i < n; i++)
+		free((char *)folders[i].name);
+	free(folders);
 }
 
 static int app_solver(struct app *app, const struct options *o, struct err *err)
@@ -49,11 +58,15 @@ static int app_solver(struct app *app, const struct options *o, struct err *err)
 	if (!cwd)
 		return err_errno(err, "the current folder");
 	options.cwd = cwd;
-	r = app_layouts(app, o, err);
+	r = app_folders(&app->layouts, &app->n_layouts, "oci-layout", &o->layouts, err);
+	if (r == 0)
+		r = app_folders(&app->locals, &app->n_locals, "local", &o->locals, err);
 	if (r < 0)
 		return r;
 	options.layouts = app->layouts;
 	options.n_layouts = app->n_layouts;
+	options.locals = app->locals;
+	options.n_locals = app->n_locals;
 	if (o->platform) {
 		r = platform_parse(&options.platform, o->platform, err);
 		if (r < 0)
@@ -102,9 +115,8 @@ void app_close(struct app *app)
 	solver_free(app->solver);
 	store_close(app->store);
 	net_free(app->net);
-	for (size_t i = 0; i < app->n_layouts; i++)
-		free((char *)app->layouts[i].name);
-	free(app->layouts);
+	app_free_folders(app->layouts, app->n_layouts);
+	app_free_folders(app->locals, app->n_locals);
 	*app = (struct app){0};
 }
 

@@ -164,6 +164,7 @@ static int inspect_ref(struct strbuf *s, struct ref *ref, const char *kind, cons
 		[REF_MERGE] = "merge",
 		[REF_DIR] = "dir",
 		[REF_SCRATCH] = "scratch",
+		[REF_TREE] = "tree",
 	};
 	scoped(free) char *line = NULL;
 	json_t *config;

@@ -53,6 +53,8 @@ const struct option_spec option_specs[] = {
 	 "only this layer, or these, of an image; 0 is the lowest", FOR_REF},
 	{"oci-layout", 0, OPTION_LIST, FIELD(layouts), "NAME=DIR", NULL,
 	 "where the oci-layout source NAME of an LLB definition is", FOR_REF},
+	{"local", 0, OPTION_LIST, FIELD(locals), "NAME=DIR", NULL,
+	 "the folder that is the local source NAME of an LLB definition", FOR_REF},
 
 	/* of all */
 	{"root", 0, OPTION_TEXT, FIELD(root), "DIR", "LLBFS_ROOT",
@@ -224,6 +226,7 @@ void options_deinit(struct options *o)
 	vec_free(&o->layouts);
 	vec_free(&o->include);
 	vec_free(&o->exclude);
+	vec_free(&o->locals);
 	vec_free(&o->words);
 }
 

@@ -94,6 +94,7 @@ struct options {
 	struct texts mount_options;    /* each -o as typed */
 	struct texts layouts;	       /* each --oci-layout */
 	struct texts include, exclude; /* patterns */
+	struct texts locals;	       /* each --local */
 	struct words words;
 	struct texts owned; /* strings made while parsing */
 	bool help;
@@ -195,8 +196,9 @@ struct app {
 	struct store *store;
 	struct solver *solver;
 	struct progress *progress;
-	struct solver_layout *layouts; /* for solver; names are owned, the rest is of the options */
-	size_t n_layouts;
+	/* for solver; names are owned, the rest is of the options */
+	struct solver_layout *layouts, *locals;
+	size_t n_layouts, n_locals;
 };
 int app_open(struct app *app, const struct options *o, const char *title, struct err *err);
 void app_close(struct app *app);

@@ -228,7 +228,7 @@ static void xattrs_agree(void **state)
 /* ------------------------------------------------------------------ what counts */
 
 /* /d with a file, a link and a folder in it; changed at one place. */
-enum edit {
+enum tweak {
 	SAME,
 	MTIME,
 	CONTENT,
@@ -243,7 +243,7 @@ enum edit {
 	FOLDER_MODE,
 };
 
-static void changed_digest(enum edit edit, char text[DIGEST_HEX_MAX])
+static void changed_digest(enum tweak edit, char text[DIGEST_HEX_MAX])
 {
 	const struct treehash_ask ask = {.path = "/d"};
 	struct attr file = {.type = NODE_FILE, .mode = 0644, .mtime_s = 5};
@@ -277,9 +277,9 @@ static void changed_digest(enum edit edit, char text[DIGEST_HEX_MAX])
 
 static void what_counts_counts(void **state)
 {
-	static const enum edit same[] = {MTIME, XATTR_OF_HOST, HARD_LINK};
-	static const enum edit others[] = {CONTENT, NAME,  MODE,      OWNER,
-					   TARGET,  XATTR, NEW_ENTRY, FOLDER_MODE};
+	static const enum tweak same[] = {MTIME, XATTR_OF_HOST, HARD_LINK};
+	static const enum tweak others[] = {CONTENT, NAME,  MODE,      OWNER,
+					    TARGET,  XATTR, NEW_ENTRY, FOLDER_MODE};
 	char was[DIGEST_HEX_MAX], is[DIGEST_HEX_MAX];
 
 	changed_digest(SAME, was);
