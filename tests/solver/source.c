@@ -622,7 +622,7 @@ static void only_what_the_wanted_vertex_needs_is_solved(void **state)
 	pb_result(&def, &m, 0);
 	write_def(f, &def);
 
-	expect_error(f, "llb://", "def.pb", -ENOTSUP, "(local://ctx): local sources cannot be");
+	expect_error(f, "llb://", "def.pb", -ENOENT, "say --local ctx=DIR");
 	scoped(free) char *path = str_printf("def.pb#%s", digest_text(&a, text));
 	struct ref *ref = resolve(f, "llb://", path);
 	expect_text(f, ref, "/f", "one");

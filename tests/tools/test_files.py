@@ -291,7 +291,7 @@ def test_inspect_shows_what_a_ref_is_made_of(llbfs, tree):
 
 def test_inspect_lists_the_vertices_of_a_definition(llbfs):
     row = llbfs.json("inspect", f"llb://{TESTS}/data/llb/merge-2.pb")[0]
-    assert row["kind"] == "llb" and "file operations" in row["unsolved"]
+    assert row["kind"] == "llb" and "unsolved" not in row
     assert [vertex["op"] for vertex in row["vertices"]] == ["file", "file", "merge"]
     digests = [vertex["digest"] for vertex in row["vertices"]]
     assert row["vertices"][2]["inputs"] == [f"{digest}:0" for digest in digests[:2]]
@@ -327,6 +327,11 @@ def test_inspect_tells_what_of_an_input_is_hashed(llbfs):
 def test_inspect_says_why_a_key_is_unknown(llbfs):
     branch = llbfs.json("inspect", f"llb://{TESTS}/data/llb/src-git.pb")[0]["vertices"][0]
     assert branch["cache_key"] is None and branch["cache_maps"] == [] and "branch" in branch["unknown"]
+
+
+def test_inspect_says_what_cannot_be_solved(llbfs):
+    row = llbfs.json("inspect", f"llb://{TESTS}/data/llb/exec-basic.pb")[0]
+    assert row["kind"] == "llb" and "exec operations" in row["unsolved"]
 
 
 def test_inspect_is_json_without_being_asked(llbfs):
