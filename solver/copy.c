@@ -26,6 +26,45 @@ static int no_memory(struct err *err)
 	return err_set(err, -ENOMEM, "out of memory");
 }
 
+/* ------------------------------------------------------------------ hard links */
+
+static struct copy_link *link_slot(const struct copy_links *l, uint64_t from)
+{
+	size_t i = (size_t)hash_bytes(&from, sizeof(from)) & (l->size - 1);
+	while (l->slots[i].from && l->slots[i].from != from)
+		i = (i + 1) & (l->size - 1);
+	return &l->slots[i];
+}
+
+uint64_t copy_links_find(const struct copy_links *l, uint64_t from)
+{
+	return l->size ? link_slot(l, from)->to : 0;
+}
+
+int copy_links_add(struct copy_links *l, uint64_t from, uint64_t to)
+{
+	if (l->n * 2 >= l->size) {
+		struct copy_links bigger = {.size = l->size ? l->size * 2 : 64, .n = l->n};
+		bigger.slots = calloc(bigger.size, sizeof(*bigger.slots));
+		if (!bigger.slots)
+			return -ENOMEM;
+		for (size_t i = 0; i < l->size; i++)
+			if (l->slots[i].from)
+				*link_slot(&bigger, l->slots[i].from) = l->slots[i];
+		free(l->slots);
+		*l = bigger;
+	}
+	*link_slot(l, from) = (struct copy_link){from, to};
+	l->n++;
+	return 0;
+}
+
+void copy_links_clear(struct copy_links *l)
+{
+	free(l->slots);
+	*l = (struct copy_links){0};
+}
+
 /* ------------------------------------------------------------------ metadata */
 
 /* What the copy of @from is to have. */
@@ -145,7 +184,7 @@ void copy_deinit(struct copy *c)
 	while (c->frames.n > 0)
 		frame_deinit(&c->frames.items[--c->frames.n]);
 	vec_free(&c->frames);
-	vec_free(&c->links);
+	copy_links_clear(&c->links);
 	strbuf_free(&c->path);
 }
 
@@ -191,20 +230,11 @@ static int leave_frame(struct copy *c, struct err *err)
 
 /* ------------------------------------------------------------------ entries */
 
-/* Another name of a file that this copy has made already; 0 = there is none. */
-static uint64_t find_link(const struct copy *c, const struct attr *from)
-{
-	for (size_t i = c->links.n; from->nlink > 1 && i-- > 0;)
-		if (c->links.items[i].from == from->id)
-			return c->links.items[i].to;
-	return 0;
-}
-
 static int copy_leaf(struct copy *c, const struct attr *from, uint64_t dir, const char *name,
 		     struct err *err)
 {
 	struct edit *e = c->env->edit;
-	uint64_t node, link = find_link(c, from);
+	uint64_t node, link = from->nlink > 1 ? copy_links_find(&c->links, from->id) : 0;
 	size_t len = strlen(name);
 	int r = edit_child(e, dir, name, len, &node, err);
 	if (r < 0)
@@ -218,12 +248,8 @@ static int copy_leaf(struct copy *c, const struct attr *from, uint64_t dir, cons
 	if (link)
 		return edit_link(e, dir, name, len, link, err);
 	r = copy_make(c, from, dir, name, &node, err);
-	if (r == 0 && from->nlink > 1) {
-		struct copy_link *slot = vec_push(&c->links);
-		if (!slot)
-			return no_memory(err);
-		*slot = (struct copy_link){from->id, node};
-	}
+	if (r == 0 && from->nlink > 1 && copy_links_add(&c->links, from->id, node) < 0)
+		return no_memory(err);
 	return r;
 }
 
@@ -329,7 +355,7 @@ int copy_run(struct copy *c, const struct attr *from, uint64_t dir, const char *
 {
 	strbuf_clear(&c->path);
 	strbuf_puts(&c->path, "");
-	c->links.n = 0;
+	copy_links_clear(&c->links);
 	if (from->type != NODE_DIR) {
 		copy_met(c, "");
 		return copy_leaf(c, from, dir, name, err);

@@ -49,9 +49,17 @@ int file_copy(struct file_env *env, const struct llb_action *a, struct err *err)
 /* The mode that @text ("u=rwX,go-w", "0644") makes of @mode. Errors: -EINVAL. */
 int file_mode(const char *text, bool is_dir, uint32_t mode, uint32_t *out);
 
-struct copy_link {
-	uint64_t from, to;
+/* Which node of an edit an inode with several names has become: a hash table. */
+struct copy_links {
+	struct copy_link {
+		uint64_t from, to; /* from 0 = free */
+	} * slots;
+	size_t n, size;
 };
+/* 0 when there is none. */
+uint64_t copy_links_find(const struct copy_links *l, uint64_t from);
+int copy_links_add(struct copy_links *l, uint64_t from, uint64_t to); /* -ENOMEM */
+void copy_links_clear(struct copy_links *l);
 
 struct copy_item {
 	struct attr attr;
@@ -86,7 +94,7 @@ struct copy {
 	size_t n_required;
 	uint8_t *met;
 	const char *prefix;
-	vec(struct copy_link) links; /* of inodes with several names */
+	struct copy_links links; /* of inodes with several names */
 	vec(struct copy_frame) frames;
 	struct strbuf path; /* below the source */
 };

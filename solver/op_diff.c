@@ -15,6 +15,7 @@
 #include "blobstore/base.h"
 #include "blobstore/blobstore.h"
 #include "merge/merge.h"
+#include "solver/file-internal.h"
 #include "solver/solver-internal.h"
 #include "solver/solver.h"
 
@@ -175,14 +176,10 @@ static int diff_layers(struct ref **out, struct ref *lower, struct ref *upper, s
 
 /* ------------------------------------------------------------------ trees */
 
-struct same_inode {
-	uint64_t from, to;
-};
-
 struct changes {
 	struct tree *upper;
 	struct edit *edit;
-	vec(struct same_inode) links;
+	struct copy_links links;
 	struct err *err;
 };
 
@@ -191,18 +188,14 @@ static int make_change(struct changes *c, uint64_t dir, const char *name, const 
 	const struct edit_what what = {
 		.attr = new, .from = c->upper, .from_id = new->id, .was = new};
 	uint64_t node;
-	for (size_t i = c->links.n; new->nlink > 1 && new->type != NODE_DIR &&i-- > 0;)
-		if (c->links.items[i].from == new->id)
-			return edit_link(c->edit, dir, name, strlen(name), c->links.items[i].to,
-					 c->err);
+	bool has_names = new->nlink > 1 && new->type != NODE_DIR;
+	uint64_t same = has_names ? copy_links_find(&c->links, new->id) : 0;
+	if (same)
+		return edit_link(c->edit, dir, name, strlen(name), same, c->err);
 	int r = edit_make(c->edit, dir, name, strlen(name), &what, &node, c->err);
-	if (r < 0 || new->nlink < 2 || new->type == NODE_DIR)
-		return r;
-	struct same_inode *slot = vec_push(&c->links);
-	if (!slot)
+	if (r == 0 && has_names && copy_links_add(&c->links, new->id, node) < 0)
 		return no_memory(c->err);
-	*slot = (struct same_inode){new->id, node};
-	return 0;
+	return r;
 }
 
 /* The folder of a change, made with those above it as the upper tree has them. */
@@ -260,7 +253,7 @@ static int diff_trees(struct ref **out, const struct vertex *v, struct tree *low
 		return no_memory(err);
 	struct changes c = {.upper = upper, .edit = edit, .err = err};
 	int r = tree_diff(lower, upper, on_change, &c, err);
-	vec_free(&c.links);
+	copy_links_clear(&c.links);
 	if (r < 0)
 		return r;
 	if (edit_is_empty(edit))

@@ -387,7 +387,6 @@ static int run_symlink(struct file_env *env, const struct llb_action *a, struct 
  * absolute path leads out of the tree, to what must not matter, and counts as leading nowhere. */
 static int remove_one(struct file_env *env, const char *path, bool allow_not_found, struct err *err)
 {
-	scoped(strbuf_free) struct strbuf dir_path = {0};
 	uint64_t dir, node = 0;
 	const char *slash = strrchr(path, '/'), *name = slash + 1;
 	scoped(free) char *parent = strndup(path, (size_t)(slash - path));

@@ -128,7 +128,7 @@ def test_what_cannot_be_made_is_refused(solve):
     base = file_op(mkfile("/f", b"1"))
     assert "/no/f" in solve(file_op(mkfile("/no/f")), code=3)
     assert "not a folder" in solve(base, file_op(mkfile("/f/x", input=0), inputs=[base]), code=3)
-    assert "exists" in solve(base, file_op(symlink("x", "/f", input=0), inputs=[base]), code=2)
+    assert "exists" in solve(base, file_op(symlink("x", "/f", input=0), inputs=[base]), code=8)
     assert "rm /x" in solve(base, file_op(rm("/x", input=0), inputs=[base]), code=3)
     assert "cannot remove" in solve(base, file_op(rm("/", input=0), inputs=[base]), code=2)
     assert "output" in solve(file_op(mkfile("/f", output=1)), code=6)
@@ -247,3 +247,20 @@ def test_long_chains(solve):
         ops.append(file_op(copy(f"/f{i - 1}", f"/f{i}", input=0), inputs=[ops[-1]]))
     got = solve(*ops)
     assert len(got) == 1000 and {m.text for m in got.values()} == {"0"}
+
+
+def test_a_file_that_was_changed_since_is_refused(solve, llbfs, ctx, tmp_path):
+    """What the mount shows are names and sizes of when it was made."""
+    if os.geteuid() != 0 or not os.path.exists("/dev/fuse"):
+        pytest.skip("needs root and /dev/fuse")
+    (tmp_path / "def.pb").write_bytes(definition(local()))
+    where = tmp_path / "mnt"
+    where.mkdir()
+    llbfs("mount", "--local", f"ctx={ctx}", f"llb://{tmp_path}/def.pb", where)
+    try:
+        assert (where / "src" / "main.go").read_text() == "main"
+        (ctx / "docs" / "two.txt").write_text("another")
+        with pytest.raises(OSError):
+            (where / "docs" / "two.txt").read_text()
+    finally:
+        llbfs("umount", where)
