@@ -405,7 +405,7 @@ static int inspect_llb(struct strbuf *s, struct app *app, const char *text, stru
 	r = graph_solve(graph, app->solver, vertex, index, &ref, err);
 	if (r == 0) {
 		r = inspect_ref(s, ref, "llb", text, err);
-	} else if (r == -ENOTSUP) {
+	} else if (r != -ENOMEM) {
 		/* what its vertices are can be said all the same */
 		json_pair(s, "kind", "llb");
 		json_pair(s, "ref", text);

@@ -628,6 +628,7 @@ static void add_copy(struct strbuf *file, const char *from, bool follow, const c
 	if (include)
 		pb_text(&copy, 12, include);
 	pb_int(&action, 2, 1);
+	pb_int(&action, 3, file->len ? -1 : 0); /* the first is the output */
 	pb_message(&action, 4, &copy);
 	pb_message(file, 2, &action);
 	strbuf_free(&action);
