@@ -9,9 +9,11 @@
 
 #include "blobstore/blobstore-internal.h"
 
+#include <poll.h>
 #include <sqlite3.h>
 
 #define BUSY_TIMEOUT_MS 20000
+#define BUSY_POLL_MS	10
 
 struct db_stmt {
 	struct db *db;
@@ -54,6 +56,20 @@ static int db_error(struct db *db, int rc, struct err *err)
 	return err_set(err, code, "catalogue: %s", db->handle ? sqlite3_errmsg(db->handle) : "");
 }
 
+/* A new file becomes WAL once. Processes that do it at the same time may each hold what the other
+ * needs; sqlite then says busy at once, without its timeout. */
+static int become_wal(sqlite3 *handle)
+{
+	uint64_t end = now_ns() + BUSY_TIMEOUT_MS * NS_PER_MS;
+
+	for (;;) {
+		int rc = sqlite3_exec(handle, "PRAGMA journal_mode=WAL", NULL, NULL, NULL);
+		if ((rc & 0xff) != SQLITE_BUSY || now_ns() >= end)
+			return rc;
+		poll(NULL, 0, BUSY_POLL_MS);
+	}
+}
+
 int db_open(struct db **out, const char *path, struct err *err)
 {
 	struct db *db = calloc(1, sizeof(*db));
@@ -66,10 +82,11 @@ int db_open(struct db **out, const char *path, struct err *err)
 	if (rc == SQLITE_OK)
 		rc = sqlite3_busy_timeout(db->handle, BUSY_TIMEOUT_MS);
 	if (rc == SQLITE_OK)
+		rc = become_wal(db->handle);
+	if (rc == SQLITE_OK)
 		rc = sqlite3_exec(db->handle,
-				  "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;"
-				  "PRAGMA foreign_keys=ON;",
-				  NULL, NULL, NULL);
+				  "PRAGMA synchronous=NORMAL; PRAGMA foreign_keys=ON;", NULL, NULL,
+				  NULL);
 	if (rc != SQLITE_OK) {
 		int code = db_error(db, rc, err);
 		db_close(db);

@@ -26,6 +26,7 @@
 #include <poll.h>
 #include <stdio.h>
 #include <sys/file.h>
+#include <sys/random.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -59,20 +60,55 @@ int store_path(const struct store *store, char **out, const char *fmt, ...)
 
 /* ------------------------------------------------------------------ opening */
 
-static int write_once(const char *dir, const char *name, const char *text, struct err *err)
+/* A file of tmp/ with a name of its own, locked. A sweeper may lock a new file before its writer
+ * does: then it is gone, and another is made. */
+static int open_tmp(const char *root, const char *name, char **path, int *fd, struct err *err)
 {
-	scoped(free) char *path = str_printf("%s/%s", dir, name);
-	scoped(free) char *tmp = str_printf("%s/tmp/%s.%d", dir, name, (int)getpid());
+	for (;;) {
+		uint64_t id = 0;
+		struct stat st;
+		if (getrandom(&id, sizeof(id), 0) != sizeof(id))
+			return err_errno(err, "getrandom");
+		scoped(free) char *tmp =
+			str_printf("%s/tmp/%016llx-%.80s", root, (unsigned long long)id, name);
+		if (!tmp)
+			return -ENOMEM;
+		int opened = open(tmp, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+		if (opened < 0 && errno == EEXIST)
+			continue;
+		if (opened < 0 || flock(opened, LOCK_EX) < 0 || fstat(opened, &st) < 0) {
+			int r = err_errno(err, "%s", tmp);
+			close_fd(opened);
+			return r;
+		}
+		if (st.st_nlink) {
+			*path = take(tmp);
+			*fd = opened;
+			return 0;
+		}
+		close_fd(opened);
+	}
+}
+
+static int write_once(const char *root, const char *name, const char *text, struct err *err)
+{
+	scoped(free) char *path = str_printf("%s/%s", root, name);
+	scoped(free) char *tmp = NULL;
+	scoped(close_fd) int fd = -1;
 	struct stat st;
 
-	if (!path || !tmp)
+	if (!path)
 		return -ENOMEM;
 	if (stat(path, &st) == 0)
 		return 0;
-	scoped(close_fd) int fd = open(tmp, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
-	if (fd < 0 || write_full(fd, text, strlen(text)) < 0 || rename(tmp, path) < 0)
-		return err_errno(err, "%s", path);
-	return 0;
+	int r = open_tmp(root, name, &tmp, &fd, err);
+	if (r < 0)
+		return r;
+	/* Not by rename: what another process wrote meanwhile stays. */
+	if (write_full(fd, text, strlen(text)) < 0 || (link(tmp, path) < 0 && errno != EEXIST))
+		r = err_errno(err, "%s", path);
+	unlink(tmp);
+	return r;
 }
 
 static int make_folders(const char *root, struct err *err)
@@ -93,7 +129,7 @@ static int make_folders(const char *root, struct err *err)
 				  err);
 }
 
-/* Files whose writer is gone. Nothing is guessed: a living writer holds a lock. */
+/* Files whose writer is gone. Nothing is guessed: a living writer holds a lock (open_tmp). */
 static void sweep_tmp(const struct store *store)
 {
 	scoped(free) char *path = NULL;
@@ -236,18 +272,10 @@ int store_submit(struct store *store, enum work_kind kind, void (*fn)(void *arg)
 int store_file_begin(struct store *store, const char *kind, const char *name,
 		     struct store_file *out, struct err *err)
 {
-	static int counter;
-	int n = __atomic_add_fetch(&counter, 1, __ATOMIC_RELAXED);
-
 	*out = (struct store_file){.fd = -1};
 	int r = store_path(store, &out->final_path, "%s/%s", kind, name);
 	if (r == 0)
-		r = store_path(store, &out->tmp_path, "tmp/%d-%d-%.80s", (int)getpid(), n, name);
-	if (r == 0) {
-		out->fd = open(out->tmp_path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
-		if (out->fd < 0 || flock(out->fd, LOCK_EX | LOCK_NB) < 0)
-			r = err_errno(err, "%s", out->tmp_path);
-	}
+		r = open_tmp(store->root, name, &out->tmp_path, &out->fd, err);
 	if (r < 0)
 		store_file_abort(store, out);
 	return r;

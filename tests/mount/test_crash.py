@@ -240,10 +240,11 @@ def test_fifty_commands_share_a_cold_store(llbfs, serve, image):
     r = serve({"app": layout.path})
     name = "layer1/f4"
     commands = [subprocess.Popen([program.BIN, "cat", f"{r.host}/app", f"/{name}"],
-                                 env=llbfs.env, stdout=subprocess.PIPE) for _ in range(50)]
+                                 env=llbfs.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(50)]
     for c in commands:
-        out, _ = c.communicate(timeout=120 * SLOW)
-        assert c.returncode == 0 and hashlib.sha256(out).digest() == digests[name]
+        out, said = c.communicate(timeout=120 * SLOW)
+        assert c.returncode == 0, said.decode()
+        assert hashlib.sha256(out).digest() == digests[name]
     for layer in layout.layers()[1:]:
         total = sum(e["bytes"] for e in r.log if layer["digest"] in e["path"])
         assert total == layer["size"]
