@@ -436,6 +436,8 @@ int vertex_keys(struct vertex_keys *out, struct vertex *v, struct solver *solver
 	int r = 0;
 	if (may_ask && can_be_asked(v) && !v->outputs)
 		r = vertex_run(v, solver, err);
+	else if (may_ask && v->ops && v->ops->ask && !v->asked)
+		r = v->ops->ask(v, solver, err);
 	if (r == 0)
 		r = add_op(&keys, v, solver, err);
 	if (r == 0)

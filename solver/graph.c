@@ -380,6 +380,8 @@ void graph_free(struct graph *g)
 		for (size_t k = 0; v->outputs && k < v->n_outputs; k++)
 			ref_unref(v->outputs[k]);
 		free(v->outputs);
+		if (v->asked)
+			v->ops->asked_free(v->asked);
 		llb_op_deinit(&v->op);
 		llb_metadata_deinit(&v->metadata);
 		free(v->inputs);
@@ -521,7 +523,9 @@ int vertex_run(struct vertex *v, struct solver *solver, struct err *err)
 			return r;
 		inputs[i] = v->inputs[i].vertex->outputs[v->inputs[i].index];
 	}
-	int r = v->ops->run(v, solver, inputs, outputs, err);
+	int r = v->ops->ask && !v->asked ? v->ops->ask(v, solver, err) : 0;
+	if (r == 0)
+		r = v->ops->run(v, solver, inputs, outputs, err);
 	if (r < 0)
 		return vertex_error(v, r, err);
 	v->outputs = take(outputs);
@@ -529,7 +533,7 @@ int vertex_run(struct vertex *v, struct solver *solver, struct err *err)
 }
 
 int graph_solve(struct graph *g, struct solver *solver, struct vertex *vertex, int index,
-		struct ref **out, struct err *err)
+		const struct solve_options *options, struct ref **out, struct err *err)
 {
 	scoped(free) uint8_t *needed = calloc(g->n_vertices, 1);
 	if (!needed)

@@ -165,6 +165,9 @@ struct tree *ref_made_tree(const struct ref *ref); /* borrowed */
 
 /* ------------------------------------------------------------------ sources (source*.c) */
 
+/* What --secret has under @id. Errors: -ENOENT. */
+int solver_secret(struct solver *solver, const char *id, struct strbuf *out, struct err *err);
+
 struct solver_image {
 	char *key;
 	struct ref *ref;
@@ -453,6 +456,11 @@ struct op_ops {
 	 * Errors: anything; the caller names the vertex. */
 	int (*run)(const struct vertex *v, struct solver *solver, struct ref *const *inputs,
 		   struct ref **outputs, struct err *err);
+	/* Optional, for sources whose key the definition alone does not tell: finds out what there is
+	 * (a commit, a file's digest) and keeps it in v->asked, for the key and for run. Blocks for
+	 * the network. Called at most once a vertex, before both. */
+	int (*ask)(struct vertex *v, struct solver *solver, struct err *err);
+	void (*asked_free)(void *asked);
 };
 extern const struct op_ops op_merge;
 extern const struct op_ops op_diff;
@@ -480,6 +488,7 @@ struct vertex {
 	char *name;
 	const struct op_ops *ops; /* NULL: cannot be solved */
 	size_t n_outputs;
+	void *asked;	      /* what op_ops.ask found out; NULL = not asked */
 	struct ref **outputs; /* once solved; n_outputs */
 };
 /* Makes the outputs of @v, whose inputs have theirs. */

@@ -10,6 +10,8 @@
  * them. Making a ref moves no layer bytes.
  */
 
+#include <time.h>
+
 #include "blobstore/base.h"
 #include "blobstore/blobstore.h"
 #include "merge/merge.h"
@@ -24,6 +26,7 @@ int platform_parse(struct platform *out, const char *text, struct err *err);
 void platform_host(struct platform *out);
 char *platform_text(const struct platform *p, char buf[100]);
 
+struct solver;
 enum ref_kind { REF_IMAGE, REF_MERGE, REF_DIR, REF_SCRATCH, REF_TREE };
 
 struct ref_layer {
@@ -75,6 +78,17 @@ int ref_tree(struct tree **out, struct ref *ref, struct store *store,
 	     struct ref_tree_layer **layers, size_t *n_layers, struct err *err);
 void ref_tree_layers_free(struct ref_tree_layer *layers, size_t n);
 
+/* --- refs that stay: kept in the store, found again by any process --- */
+
+/* Keeps @ref with all that it is made of. *id names it: equal refs have equal ids. What it has of host
+ * folders is copied into the store. Blocks. Errors: -ENOSPC, -ESTALE a host file was changed since it
+ * was looked at, -EINVAL a live folder. */
+int ref_save(struct ref *ref, struct solver *solver, struct digest *id, struct err *err);
+/* Errors: -ENOENT it is not in the store, or something that it was made of is gone. */
+int ref_load(struct solver *solver, const struct digest *id, struct ref **out, struct err *err);
+/* By a unique prefix of at least 6 hex digits. -ENOENT, -EEXIST ambiguous, -EINVAL. */
+int ref_find(struct solver *solver, const char *text, struct digest *id, struct err *err);
+
 /* ------------------------------------------------------------------ from names to refs */
 
 /* What a command has: given once, borrowed by every call. */
@@ -93,8 +107,13 @@ struct solver_options {
 	/* --local NAME=DIR: where their local sources are. */
 	const struct solver_layout *locals;
 	size_t n_locals;
+	/* --secret: tokens of sources. */
+	const struct solver_secret {
+		const char *id;
+		const char *file, *env; /* one of them is set */
+	} *secrets;
+	size_t n_secrets;
 };
-struct solver;
 int solver_new(struct solver **out, const struct solver_options *options, struct err *err);
 void solver_free(struct solver *solver);
 define_scoped(struct solver *, solver_free);
@@ -138,9 +157,42 @@ const char *vertex_op(const struct vertex *v); /* "source", "merge", "exec", …
 size_t vertex_inputs(const struct vertex *v);
 void vertex_input(const struct vertex *v, size_t i, struct vertex **from, int *index);
 
-/* Solves one edge into a ref; only what it needs. */
+/* What happens to the vertices of a solve; all calls come from the thread that solves. A vertex is
+ * STARTED once, when it is known to be needed, and ends as CACHED, DONE or FAILED, with any number of
+ * STATUS and LOG between. Everything is borrowed for the call. */
+enum solve_event_kind {
+	SOLVE_STARTED,
+	SOLVE_CACHED, /* its result was in a cache; nothing was done */
+	SOLVE_DONE,
+	SOLVE_FAILED,
+	SOLVE_STATUS,
+	SOLVE_LOG,
+};
+struct solve_event {
+	enum solve_event_kind kind;
+	const struct vertex *vertex;
+	struct timespec when; /* CLOCK_REALTIME */
+	const char *error;    /* SOLVE_FAILED */
+	/* SOLVE_STATUS: a part of the work; total 0 = not known */
+	const char *id;
+	uint64_t current, total;
+	/* SOLVE_LOG: what a command wrote */
+	int fd;
+	const void *bytes;
+	size_t n;
+};
+struct solve_options {
+	bool no_cache; /* nothing is looked up; results are kept all the same */
+	void (*event)(void *arg, const struct solve_event *event); /* NULL = nobody listens */
+	void *arg;
+};
+/* Solves one edge into a ref; only what it needs. @options may be NULL. */
 int graph_solve(struct graph *g, struct solver *solver, struct vertex *vertex, int index,
-		struct ref **out, struct err *err);
+		const struct solve_options *options, struct ref **out, struct err *err);
+/* The digest of what @v takes of the content of an input, which is solved for that.
+ * Errors: -ENODATA only the definition of that input counts; those of graph_solve. */
+int vertex_content_key(struct graph *g, struct solver *solver, struct vertex *v, size_t input,
+		       struct digest *out, struct err *err);
 
 /* ------------------------------------------------------------------ cache keys */
 

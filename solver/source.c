@@ -135,7 +135,7 @@ static int resolve_llb(struct solver *solver, const char *text, const struct ref
 		index = what->index;
 	}
 	if (r == 0)
-		r = graph_solve(graph, solver, vertex, index, out, err);
+		r = graph_solve(graph, solver, vertex, index, NULL, out, err);
 	return r < 0 ? err_wrap(err, r, "%s", what->name) : 0;
 }
 

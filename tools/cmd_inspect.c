@@ -402,7 +402,7 @@ static int inspect_llb(struct strbuf *s, struct app *app, const char *text, stru
 	r = inspect_load(&graph, text + strlen("llb://"), &vertex, &index, err);
 	if (r < 0)
 		return r;
-	r = graph_solve(graph, app->solver, vertex, index, &ref, err);
+	r = graph_solve(graph, app->solver, vertex, index, NULL, &ref, err);
 	if (r == 0) {
 		r = inspect_ref(s, ref, "llb", text, err);
 	} else if (r != -ENOMEM) {

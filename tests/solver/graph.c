@@ -461,7 +461,7 @@ static void an_unknown_op_is_loaded_and_not_solved(void **state)
 	assert_string_equal(vertex_op(graph_vertex(g, 0)), "unknown");
 	struct ref *ref = NULL;
 	struct err err = {0};
-	assert_int_equal(graph_solve(g, NULL, graph_vertex(g, 0), 0, &ref, &err), -ENOTSUP);
+	assert_int_equal(graph_solve(g, NULL, graph_vertex(g, 0), 0, NULL, &ref, &err), -ENOTSUP);
 	assert_non_null(strstr(err.text, "unknown operations cannot be solved yet"));
 	graph_free(g);
 	strbuf_free(&def);

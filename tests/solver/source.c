@@ -727,8 +727,8 @@ static void a_vertex_is_solved_once(void **state)
 	pb_result(&def, &d, 0);
 	assert_int_equal(graph_load(&g, def.data, def.len, NULL), 0);
 	graph_result(g, &v, &index);
-	assert_int_equal(graph_solve(g, f->solver, v, index, &first, NULL), 0);
-	assert_int_equal(graph_solve(g, f->solver, v, index, &second, NULL), 0);
+	assert_int_equal(graph_solve(g, f->solver, v, index, NULL, &first, NULL), 0);
+	assert_int_equal(graph_solve(g, f->solver, v, index, NULL, &second, NULL), 0);
 	assert_ptr_equal(first, second);
 	graph_free(g);
 	expect_text(f, first, "/x/x/x/f", "one");
