@@ -210,6 +210,9 @@ int store_file_remove(struct store *store, const char *kind, const char *name);
 /* flock() on <root>/locks/<name>: waits at most @wait_ms (0 = do not wait). Errors: -EAGAIN.
  * The lock goes when the descriptor is closed, or with the process. */
 int store_lock(struct store *store, const char *name, uint64_t wait_ms, int *fd, struct err *err);
+/* One of 2^62 locks in one file, by the upper bits of @key: for what is too many for files. */
+int store_lock_key(struct store *store, const char *name, uint64_t key, uint64_t wait_ms, int *fd,
+		   struct err *err);
 
 /* Whole small blobs (manifests, configs), kept in blobs/sha256. put verifies nothing: it computes. */
 int store_put_blob(struct store *store, const void *bytes, size_t n, struct digest *out,

@@ -42,7 +42,23 @@ static const char SCHEMA[] =
 	/* What a name last meant. */
 	"CREATE TABLE IF NOT EXISTS names ("
 	" name TEXT PRIMARY KEY, digest BLOB NOT NULL, size INTEGER NOT NULL,"
-	" media_type TEXT NOT NULL, seen INTEGER NOT NULL) WITHOUT ROWID;";
+	" media_type TEXT NOT NULL, seen INTEGER NOT NULL) WITHOUT ROWID;"
+	/* Results by their keys: solver/cache_db.c. */
+	"CREATE TABLE IF NOT EXISTS cache_keys ("
+	" id INTEGER PRIMARY KEY AUTOINCREMENT, record BLOB UNIQUE);"
+	"CREATE TABLE IF NOT EXISTS cache_links ("
+	" source INTEGER NOT NULL, input INTEGER NOT NULL, record BLOB NOT NULL,"
+	" selector BLOB NOT NULL, target INTEGER NOT NULL,"
+	" PRIMARY KEY (source, input, record, selector, target)) WITHOUT ROWID;"
+	"CREATE INDEX IF NOT EXISTS cache_links_back ON cache_links (target);"
+	"CREATE TABLE IF NOT EXISTS cache_results ("
+	" key INTEGER NOT NULL, ref BLOB NOT NULL, created INTEGER NOT NULL,"
+	" PRIMARY KEY (key, ref)) WITHOUT ROWID;"
+	"CREATE TABLE IF NOT EXISTS cache_ingredients ("
+	" digest BLOB PRIMARY KEY, bytes BLOB NOT NULL) WITHOUT ROWID;"
+	"CREATE TABLE IF NOT EXISTS cache_content ("
+	" ref BLOB NOT NULL, what BLOB NOT NULL, digest BLOB NOT NULL,"
+	" PRIMARY KEY (ref, what)) WITHOUT ROWID;";
 
 #define WAIT_THREADS 16
 
@@ -348,20 +364,44 @@ int store_file_remove(struct store *store, const char *kind, const char *name)
 
 #define LOCK_POLL_MS 20
 
-int store_lock(struct store *store, const char *name, uint64_t wait_ms, int *fd, struct err *err)
+static int open_lock(struct store *store, const char *name, int *fd, struct err *err)
 {
 	scoped(free) char *path = NULL;
-	uint64_t end = now_ns() + wait_ms * NS_PER_MS;
 	int r = store_path(store, &path, "locks/%s", name);
 
 	if (r < 0)
 		return r;
-	scoped(close_fd) int opened = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0644);
-	if (opened < 0)
-		return err_errno(err, "%s", path);
-	/* flock() has no timeout that threads could use: ask again until the time is over. */
-	while (flock(opened, LOCK_EX | LOCK_NB) < 0) {
-		if (errno != EWOULDBLOCK && errno != EINTR)
+	*fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0644);
+	return *fd < 0 ? err_errno(err, "%s", path) : 0;
+}
+
+static int try_file(int fd, uint64_t key)
+{
+	return flock(fd, LOCK_EX | LOCK_NB);
+}
+
+static int try_key(int fd, uint64_t key)
+{
+	struct flock lock = {.l_type = F_WRLCK,
+			     .l_whence = SEEK_SET,
+			     .l_start = (off_t)(key >> 2),
+			     .l_len = 1};
+
+	return fcntl(fd, F_OFD_SETLK, &lock);
+}
+
+/* Locks have no timeout that threads could use: asks again until the time is over. */
+static int lock_within(struct store *store, const char *name, uint64_t wait_ms,
+		       int (*try)(int fd, uint64_t key), uint64_t key, int *fd, struct err *err)
+{
+	uint64_t end = now_ns() + wait_ms * NS_PER_MS;
+	scoped(close_fd) int opened = -1;
+	int r = open_lock(store, name, &opened, err);
+
+	if (r < 0)
+		return r;
+	while (try(opened, key) < 0) {
+		if (errno != EWOULDBLOCK && errno != EACCES && errno != EINTR)
 			return err_errno(err, "lock %s", name);
 		if (now_ns() >= end)
 			return err_set(err, -EAGAIN, "lock %s is held by another process", name);
@@ -370,6 +410,17 @@ int store_lock(struct store *store, const char *name, uint64_t wait_ms, int *fd,
 	*fd = opened;
 	opened = -1;
 	return 0;
+}
+
+int store_lock(struct store *store, const char *name, uint64_t wait_ms, int *fd, struct err *err)
+{
+	return lock_within(store, name, wait_ms, try_file, 0, fd, err);
+}
+
+int store_lock_key(struct store *store, const char *name, uint64_t key, uint64_t wait_ms, int *fd,
+		   struct err *err)
+{
+	return lock_within(store, name, wait_ms, try_key, key, fd, err);
 }
 
 /* ------------------------------------------------------------------ small blobs */

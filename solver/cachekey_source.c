@@ -103,7 +103,8 @@ static int find_root(struct digest *out, const struct vertex *v, const char *sch
 	if (!text)
 		return err_set(err, -ENODATA,
 			       "which image the tag means is not known without asking for it");
-	return digest_parse(out, text, err);
+	r = digest_parse(out, text, err);
+	return r < 0 && !name.digest ? err_wrap(err, r, "image.checksum") : r;
 }
 
 static int add_manifest_key(struct vertex_keys *keys, const struct vertex *v,
@@ -158,7 +159,16 @@ static int keys_any_image(struct vertex_keys *keys, const struct vertex *v,
 	if (r < 0)
 		return r;
 	keys->is_whole = v->outputs != NULL;
-	return v->outputs ? add_layers_key(keys, v->outputs[0], err) : 0;
+	if (!v->outputs)
+		return 0;
+	/* A config that cannot be fetched is no reason to fail: the first key will do. */
+	struct err why = {0};
+	r = add_layers_key(keys, v->outputs[0], &why);
+	if (r < 0) {
+		log_info("the key of the layers is not known: %s", err_text(&why, r));
+		keys->is_whole = false;
+	}
+	return 0;
 }
 
 static int keys_image(struct vertex_keys *keys, const struct vertex *v, const struct solver *solver,

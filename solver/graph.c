@@ -28,6 +28,7 @@
 #define DEFINITION_MAX (64u << 20)
 #define OP_MAX (16u << 20)
 #define VERTICES_MAX 1000000
+#define OUTPUTS_MAX 65536
 #define NAME_MAX_LEN (64u << 10)
 #define NAMES_MAX (16u << 20)
 #define PREFIX_HEX_MIN 6
@@ -41,6 +42,7 @@ struct graph {
 	struct vertex **table;
 	size_t table_size;
 	size_t names_len; /* of composed names */
+	struct solve *solve; /* NULL until something was solved */
 };
 
 static int no_memory(struct err *err)
@@ -107,6 +109,12 @@ static int vertex_load(struct vertex *v, const struct llb_bytes *bytes, struct e
 		return err_wrap(err, r, "vertex %s", digest_text(&v->digest, text));
 	v->ops = op_ops_find(&v->op);
 	v->n_outputs = v->op.kind == OP_FILE ? v->op.file.n_outputs : 1;
+	if (v->op.kind == OP_EXEC)
+		for (size_t i = 0; i < v->op.exec.n_mounts; i++) {
+			int64_t output = v->op.exec.mounts[i].output;
+			if (output >= (int64_t)v->n_outputs && output < OUTPUTS_MAX)
+				v->n_outputs = (size_t)output + 1;
+		}
 	v->inputs = calloc(v->op.n_inputs + 1, sizeof(*v->inputs));
 	return v->inputs ? 0 : no_memory(err);
 }
@@ -375,6 +383,7 @@ void graph_free(struct graph *g)
 {
 	if (!g)
 		return;
+	solve_free(g->solve);
 	for (size_t i = 0; i < g->n_vertices; i++) {
 		struct vertex *v = &g->vertices[i];
 		for (size_t k = 0; v->outputs && k < v->n_outputs; k++)
@@ -458,57 +467,29 @@ void vertex_input(const struct vertex *v, size_t i, struct vertex **from, int *i
 	*index = v->inputs[i].index;
 }
 
-/* ------------------------------------------------------------------ solving */
+/* ------------------------------------------------------------------ running */
 
-/* Puts "vertex sha256:… (name)" before @err, with a name that leaves room for the reason. */
-static int vertex_error(const struct vertex *v, int r, struct err *err)
+int vertex_error(const struct vertex *v, int r, struct err *err)
 {
+	/* The name leaves room for the reason. */
 	char text[DIGEST_TEXT_MAX];
 	return err_wrap(err, r, "vertex %s (%.120s)", digest_text(&v->digest, text), v->name);
 }
 
-/* "local://" for a source, which says more than "source". */
-static int cannot_solve(const struct vertex *v, struct err *err)
+int vertex_cannot_run(const struct vertex *v, struct err *err)
 {
 	if (v->op.kind != OP_SOURCE)
-		return vertex_error(
-			v,
-			err_set(err, -ENOTSUP, "%s operations cannot be solved yet", vertex_op(v)),
-			err);
+		return err_set(err, -ENOTSUP, "%s operations cannot be solved yet", vertex_op(v));
+	/* "local://" for a source, which says more than "source". */
 	const char *identifier = v->op.source.identifier;
 	const char *end = strstr(identifier, "://");
 	int n = end ? (int)MIN(end - identifier, 40) : 0;
-	return vertex_error(
-		v, err_set(err, -ENOTSUP, "%.*s sources cannot be solved yet", n, identifier), err);
+	return err_set(err, -ENOTSUP, "%.*s sources cannot be solved yet", n, identifier);
 }
 
-/* Marks what @target needs and is not solved; checks that all of it can be, so that nothing is
- * asked of a registry in vain. */
-static int mark_needed(const struct graph *g, const struct vertex *target, uint8_t *needed,
-		       struct err *err)
+int vertex_has_no_output(int index, struct err *err)
 {
-	needed[target->position] = 1;
-	for (size_t i = target->position + 1; i-- > 0;) {
-		const struct vertex *v = &g->vertices[i];
-		if (!needed[i])
-			continue;
-		if (v->outputs) {
-			needed[i] = 0;
-			continue;
-		}
-		if (!v->ops)
-			return cannot_solve(v, err);
-		for (size_t k = 0; k < v->op.n_inputs; k++)
-			needed[v->inputs[k].vertex->position] = 1;
-	}
-	return 0;
-}
-
-static int check_output(const struct vertex *v, int index, struct err *err)
-{
-	if ((size_t)index < v->n_outputs)
-		return 0;
-	return vertex_error(v, err_set(err, -EBADMSG, "has no output %d", index), err);
+	return err_set(err, -EBADMSG, "has no output %d", index);
 }
 
 int vertex_run(struct vertex *v, struct solver *solver, struct err *err)
@@ -517,35 +498,18 @@ int vertex_run(struct vertex *v, struct solver *solver, struct err *err)
 	scoped(free) struct ref **outputs = calloc(v->n_outputs, sizeof(struct ref *));
 	if (!inputs || !outputs)
 		return no_memory(err);
-	for (size_t i = 0; i < v->op.n_inputs; i++) {
-		int r = check_output(v->inputs[i].vertex, v->inputs[i].index, err);
-		if (r < 0)
-			return r;
+	for (size_t i = 0; i < v->op.n_inputs; i++)
 		inputs[i] = v->inputs[i].vertex->outputs[v->inputs[i].index];
-	}
 	int r = v->ops->ask && !v->asked ? v->ops->ask(v, solver, err) : 0;
 	if (r == 0)
 		r = v->ops->run(v, solver, inputs, outputs, err);
 	if (r < 0)
-		return vertex_error(v, r, err);
+		return r;
 	v->outputs = take(outputs);
 	return 0;
 }
 
-int graph_solve(struct graph *g, struct solver *solver, struct vertex *vertex, int index,
-		const struct solve_options *options, struct ref **out, struct err *err)
+struct solve **graph_solve_slot(struct graph *g)
 {
-	scoped(free) uint8_t *needed = calloc(g->n_vertices, 1);
-	if (!needed)
-		return no_memory(err);
-	int r = mark_needed(g, vertex, needed, err);
-	for (size_t i = 0; r == 0 && i <= vertex->position; i++)
-		if (needed[i])
-			r = vertex_run(&g->vertices[i], solver, err);
-	if (r == 0)
-		r = check_output(vertex, index, err);
-	if (r < 0)
-		return r;
-	*out = ref_ref(vertex->outputs[index]);
-	return 0;
+	return &g->solve;
 }

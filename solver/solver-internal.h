@@ -182,6 +182,7 @@ struct solver {
 	char session
 		[SESSION_MAX]; /* names this solver in keys that must not be equal to another's */
 	struct timespec now; /* the time of what a definition makes without one */
+	struct cache *cache; /* the store's own, of results */
 	pthread_mutex_t lock;
 	/* guarded by lock: what was asked once is not asked again, so that one command has one
 	 * answer for a tag, and one set of credentials for a repository */
@@ -493,8 +494,22 @@ struct vertex {
 };
 /* Makes the outputs of @v, whose inputs have theirs. */
 int vertex_run(struct vertex *v, struct solver *solver, struct err *err);
+/* Why @v, which has no ops, cannot be run. */
+int vertex_cannot_run(const struct vertex *v, struct err *err);
+int vertex_has_no_output(int index, struct err *err);
+/* Puts "vertex sha256:… (name)" before @err. */
+int vertex_error(const struct vertex *v, int r, struct err *err);
+/* The solve of a graph, which lasts as long as the graph (solve.c). */
+struct solve;
+void solve_free(struct solve *s);
+struct solve **graph_solve_slot(struct graph *g);
 
 /* ------------------------------------------------------------------ keys (cachekey*.c) */
+
+/* The digest of what is taken of @ref, the result of @from, by an input; blocks for its content
+ * (content_key.c). Errors: -ENOENT and others of paths that are not there. */
+int content_key(struct solver *solver, const struct cache_input *input, struct ref *ref,
+		const struct vertex *from, struct digest *out, struct err *err);
 
 /* A digest of @preimage, which becomes an ingredient; clears @preimage. */
 int keys_hash(struct vertex_keys *keys, struct strbuf *preimage, struct digest *out,

@@ -14,6 +14,7 @@
 
 #include "blobstore/base.h"
 #include "blobstore/blobstore.h"
+#include "solver/cache-internal.h"
 #include "solver/solver-internal.h"
 #include "solver/solver.h"
 
@@ -40,6 +41,8 @@ int solver_new(struct solver **out, const struct solver_options *options, struct
 	if (!solver)
 		return no_memory(err);
 	int r = make_session(solver->session, err);
+	if (r == 0)
+		r = cache_db_new(&solver->cache, options->store, err);
 	if (r < 0) {
 		free(solver);
 		return r;
@@ -68,6 +71,7 @@ void solver_free(struct solver *solver)
 	}
 	vec_free(&solver->registries);
 	pthread_mutex_destroy(&solver->lock);
+	solver->cache->ops->free(solver->cache);
 	free(solver);
 }
 

@@ -1,0 +1,93 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+
+/*
+ * Caches of results, as the solver asks them (cache_db.c has the store's own).
+ *
+ * A cache is a graph of keys. A key of a vertex without inputs is found by its record's digest; any
+ * other one by links: from a key of an input, by (number of the input, record digest of the vertex,
+ * selector). A vertex has the keys that all of its inputs lead to. A key may have results.
+ */
+
+#include "blobstore/base.h"
+#include "blobstore/blobstore.h"
+#include "solver/solver-internal.h"
+#include "solver/solver.h"
+
+/* Keys of one cache, each once, in no order. */
+struct cache_keys {
+	int64_t *items;
+	size_t n, cap;
+};
+int cache_keys_add(struct cache_keys *keys, int64_t key);
+/* Leaves in @keys what is also in @with. */
+void cache_keys_intersect(struct cache_keys *keys, const struct cache_keys *with);
+void cache_keys_deinit(struct cache_keys *keys);
+static inline void cache_keys_deinit_scoped(struct cache_keys *keys)
+{
+	cache_keys_deinit(keys);
+}
+
+struct cache_result {
+	int64_t key;
+	int64_t created_ns; /* since the epoch */
+	struct digest ref;  /* the result's id in its cache */
+};
+
+struct cache;
+/* Calls may come from several threads. They add to what @out has. Errors: those of the store. */
+struct cache_ops {
+	/* The key of a vertex without inputs, or of some content: nothing or one. */
+	int (*root)(struct cache *c, const struct digest *record, struct cache_keys *out,
+		    struct err *err);
+	/* @selector may be NULL. */
+	int (*links)(struct cache *c, int64_t from, size_t input, const struct digest *record,
+		     const struct digest *selector, struct cache_keys *out, struct err *err);
+	/* The newest result of a key that is not among @bad: 1, or 0 when there is none. */
+	int (*result)(struct cache *c, int64_t key, const struct digest *bad, size_t n_bad,
+		      struct cache_result *out, struct err *err);
+	/* -ENOENT: it, or something that it needs, is gone. */
+	int (*load)(struct cache *c, struct solver *solver, const struct cache_result *result,
+		    struct ref **out, struct err *err);
+	void (*free)(struct cache *c);
+};
+struct cache {
+	const struct cache_ops *ops;
+	int priority; /* of results that are equally old, that of the lowest is taken */
+};
+
+/* ------------------------------------------------------------------ the store's own (cache_db.c) */
+
+int cache_db_new(struct cache **out, struct store *store, struct err *err);
+
+/* What a result is kept under. */
+struct cache_commit {
+	/* A vertex without inputs: all its records. Else one. */
+	const struct digest *records;
+	size_t n_records;
+	struct cache_commit_input {
+		const struct cache_keys *keys; /* of the definition; may be empty */
+		const struct digest *selector; /* NULL = none */
+		const struct digest *content;  /* record of the content; NULL = not known */
+	} * inputs;
+	size_t n_inputs;
+	const struct cache_ingredient *ingredients;
+	size_t n_ingredients;
+	const struct digest *ref; /* NULL: only the links */
+};
+/* Keeps a result and the ways to it, in one transaction. Adds its keys to @out. An input without any
+ * key makes a result that cannot be found again: nothing is kept, 0 is returned. */
+int cache_db_commit(struct cache *c, const struct cache_commit *commit, struct cache_keys *out,
+		    struct err *err);
+/* Forgets a result that could not be loaded. */
+int cache_db_forget(struct cache *c, const struct cache_result *result, struct err *err);
+
+/* What is known of a ref's content: the digest of what @what (a digest of selectors) takes of it. */
+int cache_db_content(struct cache *c, const struct digest *ref, const struct digest *what,
+		     struct digest *out, struct err *err); /* 1, or 0 = not known */
+int cache_db_keep_content(struct cache *c, const struct digest *ref, const struct digest *what,
+			  const struct digest *content, const struct cache_ingredient *ingredient,
+			  struct err *err);
+
+/* SHA(@digest "@" @output): the record of a map, or with output -1 of content. */
+void cache_record_digest(struct digest *out, const struct digest *digest, int output);

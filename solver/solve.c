@@ -1,0 +1,290 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/*
+ * The scheduler: the thread that calls graph_solve() owns the graph's edges and takes their steps
+ * (edge.c); what blocks is done by workers (solve_work.c), which are started when there is work
+ * for them. The owner sleeps only while all that is left to do is on workers.
+ *
+ * A solve has workers of its own, since a build op solves another graph on one.
+ */
+
+#include <time.h>
+
+#include "blobstore/base.h"
+#include "blobstore/blobstore.h"
+#include "solver/solve-internal.h"
+
+static int no_memory(struct err *err)
+{
+	return err_set(err, -ENOMEM, "out of memory");
+}
+
+/* ------------------------------------------------------------------ telling */
+
+void solve_event(const struct solve *s, const struct vertex_state *vs, enum solve_event_kind kind,
+		 const char *error)
+{
+	if (!s->options || !s->options->event)
+		return;
+	struct solve_event event = {.kind = kind, .vertex = vs->v, .error = error};
+	clock_gettime(CLOCK_REALTIME, &event.when);
+	s->options->event(s->options->arg, &event);
+}
+
+void solve_started(const struct solve *s, struct vertex_state *vs)
+{
+	if (vs->is_started)
+		return;
+	vs->is_started = true;
+	solve_event(s, vs, SOLVE_STARTED, NULL);
+}
+
+/* What was found under its key and then not needed was in a cache, too. */
+static void tell_rest(const struct solve *s)
+{
+	for (size_t i = 0; i < graph_count(s->graph); i++) {
+		struct vertex_state *vs = s->vertices[i];
+		bool is_known = false;
+		for (size_t k = 0; vs && k < vs->edges.n; k++)
+			for (size_t c = 0; c < s->n_caches; c++)
+				is_known = is_known || vs->edges.items[k]->query[c].n;
+		if (!vs || vs->is_ended || (!is_known && !vs->is_started))
+			continue;
+		solve_started(s, vs);
+		solve_event(s, vs, is_known ? SOLVE_CACHED : SOLVE_DONE, NULL);
+		vs->is_ended = true;
+	}
+}
+
+/* ------------------------------------------------------------------ workers */
+
+static struct job *next_job(struct solve *s)
+{
+	while (!s->jobs && !s->is_stopping) {
+		s->n_idle++;
+		pthread_cond_wait(&s->has_job, &s->lock);
+		s->n_idle--;
+	}
+	struct job *job = s->is_stopping ? NULL : s->jobs;
+	if (job && !(s->jobs = job->next))
+		s->jobs_end = &s->jobs;
+	return job;
+}
+
+static void *worker(void *arg)
+{
+	struct solve *s = arg;
+	pthread_mutex_lock(&s->lock);
+	for (struct job *job; (job = next_job(s));) {
+		pthread_mutex_unlock(&s->lock);
+		job_run(s, job);
+		pthread_mutex_lock(&s->lock);
+		job->next = s->done;
+		s->done = job;
+		pthread_cond_signal(&s->has_done);
+	}
+	pthread_mutex_unlock(&s->lock);
+	return NULL;
+}
+
+/* A failure to post fails the edge when it is looked at. */
+void solve_post(struct solve *s, enum job_kind kind, struct edge_state *e, size_t input)
+{
+	struct job *job = calloc(1, sizeof(*job));
+	if (!job) {
+		e->failed = -ENOMEM;
+		return;
+	}
+	*job = (struct job){.kind = kind, .edge = e, .vertex = e->vertex, .input = input};
+	e->n_waiting++;
+	if (kind != JOB_LOAD)
+		solve_started(s, e->vertex);
+	if (kind == JOB_RUN)
+		e->vertex->n_running++;
+	s->n_jobs++;
+	pthread_mutex_lock(&s->lock);
+	*s->jobs_end = job;
+	s->jobs_end = &job->next;
+	bool needs_thread = s->n_idle == 0 && s->n_threads < countof(s->threads);
+	pthread_cond_signal(&s->has_job);
+	pthread_mutex_unlock(&s->lock);
+	if (needs_thread && pthread_create(&s->threads[s->n_threads], NULL, worker, s) == 0)
+		s->n_threads++;
+}
+
+bool solve_is_stopping(struct solve *s)
+{
+	pthread_mutex_lock(&s->lock);
+	bool is_stopping = s->is_stopping;
+	pthread_mutex_unlock(&s->lock);
+	return is_stopping;
+}
+
+/* Waits for jobs that are done and hands them to their edges. */
+static void collect(struct solve *s)
+{
+	pthread_mutex_lock(&s->lock);
+	while (!s->done)
+		pthread_cond_wait(&s->has_done, &s->lock);
+	struct job *done = s->done;
+	s->done = NULL;
+	pthread_mutex_unlock(&s->lock);
+	while (done) {
+		struct job *job = done;
+		done = job->next;
+		s->n_jobs--;
+		edge_job_done(s, job);
+		free(job);
+	}
+}
+
+/* ------------------------------------------------------------------ the owner */
+
+void solve_push(struct solve *s, struct edge_state *e)
+{
+	if (e->is_queued)
+		return;
+	struct edge_state **slot = vec_push(&s->queue);
+	if (!slot) {
+		e->failed = -ENOMEM;
+		return;
+	}
+	*slot = e;
+	e->is_queued = true;
+}
+
+static void solve_until(struct solve *s, const struct edge_state *target)
+{
+	while (target->level < LEVEL_COMPLETE && !target->failed) {
+		if (s->queue.n) {
+			struct edge_state *e = s->queue.items[--s->queue.n];
+			e->is_queued = false;
+			edge_advance(s, e);
+		} else if (s->n_jobs) {
+			collect(s);
+		} else {
+			break;
+		}
+	}
+}
+
+static int solve_new(struct solve **out, struct graph *g, struct solver *solver)
+{
+	size_t n = graph_count(g);
+	struct solve *s = calloc(1, sizeof(*s));
+	if (!s)
+		return -ENOMEM;
+	s->graph = g;
+	s->solver = solver;
+	s->caches[s->n_caches++] = solver->cache;
+	for (s->n_leaders = 16; s->n_leaders < 2 * n;)
+		s->n_leaders *= 2;
+	s->vertices = calloc(n + 1, sizeof(struct vertex_state *));
+	s->leaders = calloc(s->n_leaders, sizeof(struct vertex_state *));
+	s->jobs_end = &s->jobs;
+	pthread_mutex_init(&s->lock, NULL);
+	pthread_cond_init(&s->has_job, NULL);
+	pthread_cond_init(&s->has_done, NULL);
+	if (!s->vertices || !s->leaders) {
+		solve_free(s);
+		return -ENOMEM;
+	}
+	*out = s;
+	return 0;
+}
+
+void solve_free(struct solve *s)
+{
+	if (!s)
+		return;
+	pthread_mutex_lock(&s->lock);
+	s->is_stopping = true;
+	pthread_cond_broadcast(&s->has_job);
+	pthread_mutex_unlock(&s->lock);
+	for (size_t i = 0; i < s->n_threads; i++)
+		pthread_join(s->threads[i], NULL);
+	for (struct job *lists[] = {s->jobs, s->done}, **l = lists; l < lists + 2; l++)
+		for (struct job *job = *l, *next; job; job = next) {
+			next = job->next;
+			ref_unref(job->ref);
+			free(job);
+		}
+	for (size_t i = 0; s->vertices && i < graph_count(s->graph); i++)
+		if (s->vertices[i])
+			vertex_state_free(s->vertices[i], s->n_caches);
+	free(s->vertices);
+	free(s->leaders);
+	vec_free(&s->queue);
+	pthread_mutex_destroy(&s->lock);
+	pthread_cond_destroy(&s->has_job);
+	pthread_cond_destroy(&s->has_done);
+	free(s);
+}
+
+/* All of what @target needs can be run: else nothing is asked of anybody in vain. */
+static int check_needed(struct graph *g, const struct vertex *target, struct err *err)
+{
+	scoped(free) uint8_t *needed = calloc(target->position + 1, 1);
+	if (!needed)
+		return no_memory(err);
+	needed[target->position] = 1;
+	for (size_t i = target->position + 1; i-- > 0;) {
+		const struct vertex *v = graph_vertex(g, i);
+		if (!needed[i])
+			continue;
+		if (!v->ops)
+			return vertex_error(v, vertex_cannot_run(v, err), err);
+		for (size_t k = 0; k < v->op.n_inputs; k++)
+			needed[v->inputs[k].vertex->position] = 1;
+	}
+	return 0;
+}
+
+static int solve_edge(struct graph *g, struct solver *solver, struct vertex *vertex, int index,
+		      const struct solve_options *options, struct edge_state **out, struct err *err)
+{
+	struct solve **slot = graph_solve_slot(g);
+	int r = check_needed(g, vertex, err);
+	if (r < 0)
+		return r;
+	r = *slot ? 0 : solve_new(slot, g, solver);
+	if (r == 0)
+		r = edge_get(*slot, vertex, index, out);
+	if (r < 0)
+		return no_memory(err);
+	(*slot)->options = options;
+	edge_want(*slot, *out, LEVEL_COMPLETE, NULL);
+	solve_until(*slot, *out);
+	tell_rest(*slot);
+	(*slot)->options = NULL;
+	const struct edge_state *e = *out;
+	if (e->failed)
+		return err_set(err, e->failed, "%s", err_text(e->err, e->failed));
+	return 0;
+}
+
+int graph_solve(struct graph *g, struct solver *solver, struct vertex *vertex, int index,
+		const struct solve_options *options, struct ref **out, struct err *err)
+{
+	struct edge_state *e;
+	int r = solve_edge(g, solver, vertex, index, options, &e, err);
+	if (r < 0)
+		return r;
+	*out = ref_ref(e->ref);
+	return 0;
+}
+
+int vertex_content_key(struct graph *g, struct solver *solver, struct vertex *v, size_t input,
+		       struct digest *out, struct err *err)
+{
+	struct edge_state *e;
+	scoped(vertex_keys_deinit) struct vertex_keys keys = {0};
+	int r = vertex_keys(&keys, v, solver, false, err);
+	if (r < 0)
+		return r;
+	if (input >= keys.n_inputs || keys.inputs[input].content == CONTENT_NONE)
+		return err_set(err, -ENODATA, "only the definition of that input counts");
+	struct edge *from = &v->inputs[input];
+	r = solve_edge(g, solver, from->vertex, from->index, NULL, &e, err);
+	return r < 0 ? r : content_key(solver, &keys.inputs[input], e->ref, from->vertex, out, err);
+}
