@@ -58,7 +58,10 @@ static const char SCHEMA[] =
 	" digest BLOB PRIMARY KEY, bytes BLOB NOT NULL) WITHOUT ROWID;"
 	"CREATE TABLE IF NOT EXISTS cache_content ("
 	" ref BLOB NOT NULL, what BLOB NOT NULL, digest BLOB NOT NULL,"
-	" PRIMARY KEY (ref, what)) WITHOUT ROWID;";
+	" PRIMARY KEY (ref, what)) WITHOUT ROWID;"
+	"CREATE TABLE IF NOT EXISTS cache_files ("
+	" key BLOB PRIMARY KEY, digest BLOB NOT NULL, seen INTEGER NOT NULL) WITHOUT ROWID;"
+	"CREATE INDEX IF NOT EXISTS cache_files_age ON cache_files (seen);";
 
 #define WAIT_THREADS 16
 

@@ -331,6 +331,14 @@ int match_patterns(const struct match_patterns *set, const char *path, const boo
 
 /* ------------------------------------------------------------------ content hashes */
 
+/* Digests of files that need not be read again: a key stands for a host file as it is now (by device,
+ * inode, size and times) and for the metadata that is hashed with its content. Only files that have
+ * not been changed just now are put. */
+struct treehash_known {
+	bool (*get)(void *arg, const struct digest *key, struct digest *out);
+	void (*put)(void *arg, const struct digest *key, const struct digest *digest);
+	void *arg;
+};
 /* What a copy takes from a tree, as in LLB's copy. Everything is borrowed. */
 struct treehash_ask {
 	const char *path;
@@ -340,6 +348,7 @@ struct treehash_ask {
 	size_t n_include, n_exclude;
 	/* The tree is what a client sends of a host folder: owned by 0:0, its root not told of. */
 	bool is_upload;
+	const struct treehash_known *known; /* NULL = every file is read */
 };
 /* The digest by which BuildKit knows that content: over names, modes, owners, link targets, devices,
  * xattrs and bytes, but no times. Reads all files that are taken; blocks. A wildcard or patterns

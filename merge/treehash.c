@@ -9,12 +9,16 @@
  *
  * Lists of what wildcards and patterns take are in treehash_list.c.
  *
- * Nothing is kept between calls. As the content is hashed behind the metadata, a known digest of
- * the content is of no use: every file that is taken is read, hard links and the targets of
- * followed links once.
+ * As the content is hashed behind the metadata, a known digest of the content is of no use: every
+ * file that is taken is read, hard links and the targets of followed links once. But the caller may
+ * keep digests of host files by what fstat() says of them.
  */
 
 #include "merge/merge-internal.h"
+
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
 
 #define LINKS_MAX 255 /* BuildKit's */
 #define READ_SIZE (1u << 20)
@@ -174,6 +178,77 @@ static int leaf_content(struct treehash *h, const struct attr *attr)
 	return 0;
 }
 
+/* ------------------------------------------------------------------ host files */
+
+/* A change in the same tick of the file system's clock would not show: local ones tick within
+ * 10 ms, some only count seconds. */
+#define SETTLED_NS (100 * NS_PER_MS)
+#define SETTLED_COARSE_NS (2500 * NS_PER_MS)
+
+static bool is_settled(const struct stat *st)
+{
+	struct timespec now;
+	clock_gettime(CLOCK_REALTIME, &now);
+	int64_t age = (int64_t)(now.tv_sec - st->st_ctim.tv_sec) * 1000000000 + now.tv_nsec -
+		      st->st_ctim.tv_nsec;
+	return age > (int64_t)(st->st_ctim.tv_nsec ? SETTLED_NS : SETTLED_COARSE_NS);
+}
+
+static bool is_same(const struct stat *a, const struct stat *b)
+{
+	return a->st_size == b->st_size && a->st_mtim.tv_sec == b->st_mtim.tv_sec &&
+	       a->st_mtim.tv_nsec == b->st_mtim.tv_nsec && a->st_ctim.tv_sec == b->st_ctim.tv_sec &&
+	       a->st_ctim.tv_nsec == b->st_ctim.tv_nsec;
+}
+
+static int host_key(const struct stat *st, const struct strbuf *header, struct digest *out)
+{
+	scoped(strbuf_free) struct strbuf text = {0};
+	strbuf_printf(&text, "%llu %llu %llu %lld.%09ld %lld.%09ld ",
+		      (unsigned long long)st->st_dev, (unsigned long long)st->st_ino,
+		      (unsigned long long)st->st_size, (long long)st->st_mtim.tv_sec,
+		      st->st_mtim.tv_nsec, (long long)st->st_ctim.tv_sec, st->st_ctim.tv_nsec);
+	strbuf_add(&text, header->data, header->len);
+	if (text.failed)
+		return -ENOMEM;
+	digest_bytes(out, text.data, text.len);
+	return 0;
+}
+
+static int leaf_hash(struct treehash *h, const struct attr *attr, const struct strbuf *header,
+		     struct digest *out)
+{
+	int r = 0;
+
+	hasher_add(h->hasher, header->data, header->len);
+	if (attr->type == NODE_FILE && attr->size > 0)
+		r = leaf_content(h, attr);
+	hasher_done(h->hasher, out); /* after an error, too: it is used again */
+	return r;
+}
+
+/* A file with content, which may be one of this host. */
+static int leaf_file(struct treehash *h, const struct attr *attr, const struct strbuf *header,
+		     struct digest *out)
+{
+	const struct treehash_known *known = h->ask->known;
+	scoped(close_fd) int fd = -1;
+	struct stat before, after;
+	struct digest key;
+	bool is_host = known && tree_open_flat(h->t, attr->id, false, &fd, NULL) == 0 &&
+		       fstat(fd, &before) == 0;
+
+	if (!is_host)
+		return leaf_hash(h, attr, header, out);
+	int r = host_key(&before, header, &key);
+	if (r < 0 || known->get(known->arg, &key, out))
+		return r;
+	r = leaf_hash(h, attr, header, out);
+	if (r == 0 && fstat(fd, &after) == 0 && is_same(&before, &after) && is_settled(&after))
+		known->put(known->arg, &key, out);
+	return r;
+}
+
 int treehash_leaf(struct treehash *h, const struct attr *attr, struct digest *out)
 {
 	scoped(strbuf_free) struct strbuf header = {0};
@@ -190,10 +265,7 @@ int treehash_leaf(struct treehash *h, const struct attr *attr, struct digest *ou
 	r = leaf_header(h, attr, &header);
 	if (r < 0)
 		return r;
-	hasher_add(h->hasher, header.data, header.len);
-	if (has_content)
-		r = leaf_content(h, attr);
-	hasher_done(h->hasher, out); /* after an error, too: it is used again */
+	r = has_content ? leaf_file(h, attr, &header, out) : leaf_hash(h, attr, &header, out);
 	return r == 0 && may_come_again ? memo_add(h, attr->id, out) : r;
 }
 

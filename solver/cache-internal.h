@@ -89,5 +89,18 @@ int cache_db_keep_content(struct cache *c, const struct digest *ref, const struc
 			  const struct digest *content, const struct cache_ingredient *ingredient,
 			  struct err *err);
 
+/* Digests of host files: struct treehash_known. put gathers, and flush keeps what was gathered. */
+struct cache_file {
+	struct digest key, digest;
+};
+struct cache_files {
+	struct cache *cache;
+	vec(struct cache_file) puts;
+};
+bool cache_files_get(void *arg, const struct digest *key, struct digest *out);
+void cache_files_put(void *arg, const struct digest *key, const struct digest *digest);
+/* Frees what was gathered, too. That it cannot be kept costs only time. */
+void cache_files_flush(struct cache_files *files);
+
 /* SHA(@digest "@" @output): the record of a map, or with output -1 of content. */
 void cache_record_digest(struct digest *out, const struct digest *digest, int output);

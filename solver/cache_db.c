@@ -8,6 +8,7 @@
  *	cache_results	key -> refs (refdb.c), with the time when they were made
  *	cache_ingredients  digest -> what was hashed: tells later why two keys differ
  *	cache_content	(ref, selectors) -> digest of content that was hashed once
+ *	cache_files	a host file as it is -> its part of such a digest (merge/treehash.c)
  *
  * A result is kept in one transaction with all ways to it. A key that all inputs lead to already is
  * used again, so that a second way to the same place (another definition of an input with the same
@@ -475,4 +476,73 @@ int cache_db_keep_content(struct cache *cache, const struct digest *ref, const s
 		r = db_end(c->db, keep_content_locked(c, ref, what, content, ingredient, err), err);
 	db_unlock(c->db);
 	return r;
+}
+
+/* ------------------------------------------------------------------ host files */
+
+#define FILE_DAYS 30 /* what was not asked for as long is forgotten */
+
+bool cache_files_get(void *arg, const struct digest *key, struct digest *out)
+{
+	struct cache_files *files = arg;
+	struct cache_db *c = of(files->cache);
+	struct db_stmt *s;
+	db_lock(c->db);
+	int r = db_prepare(c->db, "SELECT digest FROM cache_files WHERE key = ?", &s, NULL);
+	if (r == 0) {
+		bind_digest(s, 1, key);
+		r = db_step(s, NULL);
+		if (r == 1) {
+			r = column_digest(s, 0, out);
+			db_reset(s);
+		}
+	}
+	db_unlock(c->db);
+	return r == 1;
+}
+
+void cache_files_put(void *arg, const struct digest *key, const struct digest *digest)
+{
+	struct cache_files *files = arg;
+	struct cache_file *slot = vec_push(&files->puts);
+	if (slot)
+		*slot = (struct cache_file){*key, *digest};
+}
+
+static int put_files_locked(struct cache_db *c, const struct cache_files *files, struct err *err)
+{
+	struct db_stmt *s;
+	int r = db_prepare(c->db, "DELETE FROM cache_files WHERE seen < unixepoch() - ?", &s, err);
+	if (r < 0)
+		return r;
+	db_bind_i64(s, 1, FILE_DAYS * 86400);
+	r = run(s, err);
+	for (size_t i = 0; i < files->puts.n && r == 0; i++) {
+		r = db_prepare(c->db,
+			       "INSERT OR REPLACE INTO cache_files (key, digest, seen)"
+			       " VALUES (?, ?, unixepoch())",
+			       &s, err);
+		if (r < 0)
+			return r;
+		bind_digest(s, 1, &files->puts.items[i].key);
+		bind_digest(s, 2, &files->puts.items[i].digest);
+		r = run(s, err);
+	}
+	return r;
+}
+
+void cache_files_flush(struct cache_files *files)
+{
+	struct cache_db *c = of(files->cache);
+	struct err err = {0};
+	if (files->puts.n) {
+		db_lock(c->db);
+		int r = db_begin(c->db, &err);
+		if (r == 0)
+			r = db_end(c->db, put_files_locked(c, files, &err), &err);
+		db_unlock(c->db);
+		if (r < 0)
+			log_info("digests of files are not kept: %s", err_text(&err, r));
+	}
+	vec_free(&files->puts);
 }

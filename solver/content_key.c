@@ -55,7 +55,7 @@ static int selectors_digest(struct digest *out, const struct cache_input *input)
 /* ------------------------------------------------------------------ hashing */
 
 static int hash_selector(struct tree *tree, const struct content_selector *sel, bool is_upload,
-			 struct digest *out, struct err *err)
+			 const struct treehash_known *known, struct digest *out, struct err *err)
 {
 	scoped(free) char *path = str_printf("/%s", sel->path);
 	if (!path)
@@ -69,6 +69,7 @@ static int hash_selector(struct tree *tree, const struct content_selector *sel, 
 		.n_include = sel->n_include,
 		.n_exclude = sel->n_exclude,
 		.is_upload = is_upload,
+		.known = known,
 	};
 	return treehash(tree, &ask, out, err);
 }
@@ -79,13 +80,16 @@ static int hash_all(struct strbuf *joined, struct solver *solver, const struct c
 	scoped(tree_unref) struct tree *tree = NULL;
 	struct digest digest;
 	char text[DIGEST_TEXT_MAX];
+	struct cache_files files = {.cache = solver->cache};
+	const struct treehash_known known = {cache_files_get, cache_files_put, &files};
 	int r = ref_tree(&tree, ref, solver->options.store, NULL, NULL, err);
 	for (size_t i = 0; i < input->n_selectors && r == 0; i++) {
-		r = hash_selector(tree, &input->selectors[i], is_upload, &digest, err);
+		r = hash_selector(tree, &input->selectors[i], is_upload, &known, &digest, err);
 		if (i)
 			strbuf_putc(joined, 0);
 		strbuf_puts(joined, digest_text(&digest, text));
 	}
+	cache_files_flush(&files);
 	return r == 0 && joined->failed ? no_memory(err) : r;
 }
 

@@ -8,6 +8,7 @@
  * A solve has workers of its own, since a build op solves another graph on one.
  */
 
+#include <assert.h>
 #include <time.h>
 
 #include "blobstore/base.h"
@@ -260,6 +261,7 @@ static int solve_edge(struct graph *g, struct solver *solver, struct vertex *ver
 	const struct edge_state *e = *out;
 	if (e->failed)
 		return err_set(err, e->failed, "%s", err_text(e->err, e->failed));
+	assert(e->ref);
 	return 0;
 }
 
