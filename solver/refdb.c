@@ -3,7 +3,8 @@
 /*
  * refdb: refs that stay, kept in the store's catalogue.
  *
- *	refs		a ref, by its id
+ *	refs		a ref, by its id; its number is what the next two say, so that they grow at
+ *			their ends
  *	ref_layers	the descriptors of an image's layers
  *	ref_parts	the parts of a merge, by their ids: a graph, as it is in memory
  *	made_trees	trees made here (merge/treefile.c): small ones; large ones are files of trees/
@@ -34,7 +35,7 @@
 #include "solver/solver-internal.h"
 #include "solver/solver.h"
 
-#define BATCH_REFS 128
+#define BATCH_REFS 512
 #define BATCH_BYTES (4u << 20)
 
 static int no_memory(struct err *err)
@@ -274,6 +275,7 @@ struct pending {
 	struct digest id;
 	struct treefile file; /* REF_TREE */
 	struct digest tree;   /* of the file */
+	int64_t number;	      /* of its row, once that is written */
 };
 struct todo {
 	struct ref *ref;
@@ -356,7 +358,7 @@ static int insert_layer(struct saver *s, const struct pending *p, size_t i)
 	int r = db_prepare(s->db, sql, &stmt, s->err);
 	if (r < 0)
 		return r;
-	bind_digest(stmt, 1, &p->id);
+	db_bind_i64(stmt, 1, p->number);
 	db_bind_i64(stmt, 2, (int64_t)i);
 	bind_digest(stmt, 3, &layer->desc.digest);
 	db_bind_i64(stmt, 4, (int64_t)layer->desc.size);
@@ -382,7 +384,7 @@ static int insert_part(struct saver *s, const struct pending *p, size_t i)
 	if (r < 0)
 		return r;
 	ref_id(part->ref, &child);
-	bind_digest(stmt, 1, &p->id);
+	db_bind_i64(stmt, 1, p->number);
 	db_bind_i64(stmt, 2, (int64_t)i);
 	bind_digest(stmt, 3, &child);
 	if (part->trim)
@@ -441,7 +443,7 @@ static void bind_image(struct db_stmt *stmt, const struct ref *ref)
 		db_bind_text(stmt, 11, platform_text(&ref->platform, platform));
 }
 
-static int insert_ref(struct saver *s, const struct pending *p)
+static int insert_ref(struct saver *s, struct pending *p)
 {
 	static const char sql[] =
 		"INSERT INTO refs (id, kind, name, tree, config, config_size, config_type,"
@@ -449,22 +451,28 @@ static int insert_ref(struct saver *s, const struct pending *p)
 		" VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, unixepoch(), unixepoch())"
 		" ON CONFLICT (id) DO UPDATE SET manifest = coalesce(manifest, excluded.manifest),"
 		" root = coalesce(root, excluded.root),"
-		" platform = coalesce(platform, excluded.platform)";
+		" platform = coalesce(platform, excluded.platform) RETURNING number";
 	struct db_stmt *stmt;
 	int r = db_prepare(s->db, sql, &stmt, s->err);
 	if (r < 0)
 		return r;
 	bind_digest(stmt, 1, &p->id);
 	db_bind_i64(stmt, 2, p->ref->kind);
-	db_bind_text(stmt, 3, p->ref->name);
+	/* That of a merge is made of its parts'. */
+	db_bind_text(stmt, 3, p->ref->kind == REF_MERGE ? "" : p->ref->name);
 	if (p->ref->kind == REF_TREE)
 		bind_digest(stmt, 4, &p->tree);
 	if (p->ref->kind == REF_IMAGE)
 		bind_image(stmt, p->ref);
-	return db_step(stmt, s->err);
+	r = db_step(stmt, s->err);
+	if (r == 1) {
+		p->number = db_i64(stmt, 0);
+		db_reset(stmt);
+	}
+	return MIN(r, 0);
 }
 
-static int insert_all(struct saver *s, const struct pending *p)
+static int insert_all(struct saver *s, struct pending *p)
 {
 	const struct ref *ref = p->ref;
 	int r = insert_ref(s, p);

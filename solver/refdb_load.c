@@ -42,6 +42,7 @@ static int damaged(const struct digest *id, struct err *err)
 /* ------------------------------------------------------------------ rows */
 
 struct row {
+	int64_t number;
 	enum ref_kind kind;
 	char *name;
 	struct digest tree;
@@ -120,6 +121,7 @@ static int fill_row(struct row *row, struct db_stmt *s)
 	row->has_root = column_digest(s, 8, &row->root);
 	row->has_platform = *db_text(s, 9);
 	row->is_stale = db_i64(s, 10) != 0;
+	row->number = db_i64(s, 11);
 	if (!row->name || column_text(s, 5, &row->config.media_type) < 0)
 		return -ENOMEM;
 	return row->has_platform && platform_parse(&row->platform, db_text(s, 9), NULL) < 0
@@ -131,7 +133,7 @@ static int read_ref(struct loader *l, const struct digest *id, struct row *out)
 {
 	static const char sql[] =
 		"SELECT kind, name, tree, config, config_size, config_type, first_layer, manifest,"
-		" root, platform, last_used < unixepoch() - " TOUCH_SECONDS
+		" root, platform, last_used < unixepoch() - " TOUCH_SECONDS ", number"
 		" FROM refs WHERE id = ?";
 	char hex[DIGEST_HEX_MAX];
 	struct db_stmt *s;
@@ -307,7 +309,7 @@ static int fill_layer(layer_list *layers, struct db_stmt *s)
 	return r;
 }
 
-static int read_layers(struct loader *l, const struct digest *id, layer_list *out)
+static int read_layers(struct loader *l, const struct digest *id, int64_t number, layer_list *out)
 {
 	static const char sql[] =
 		"SELECT position, digest, size, media_type, annotations, diff_id FROM ref_layers"
@@ -316,7 +318,7 @@ static int read_layers(struct loader *l, const struct digest *id, layer_list *ou
 	db_lock(l->db);
 	int r = db_prepare(l->db, sql, &s, l->err);
 	if (r == 0)
-		db_bind_blob(s, 1, id->bytes, sizeof(id->bytes));
+		db_bind_i64(s, 1, number);
 	int filled = 0;
 	while (r == 0 && filled == 0 && (r = db_step(s, l->err)) == 1) {
 		filled = fill_layer(out, s);
@@ -369,7 +371,7 @@ static int load_image(struct loader *l, const struct digest *id, const struct ro
 {
 	scoped(origin_deinit) struct origin origin = {.store = l->store};
 	layer_list layers = {0};
-	int r = read_layers(l, id, &layers);
+	int r = read_layers(l, id, row->number, &layers);
 	if (r == 0 && row->has_config)
 		r = find_origin(l, &row->config.digest, &origin);
 	if (r == 0)
@@ -443,7 +445,7 @@ static int fill_part(struct frame *f, struct db_stmt *s)
 }
 
 /* Puts a merge on the stack. */
-static int begin_merge(struct loader *l, const struct digest *id)
+static int begin_merge(struct loader *l, const struct digest *id, int64_t number)
 {
 	static const char sql[] = "SELECT position, child, trim, put FROM ref_parts WHERE ref = ?"
 				  " ORDER BY position";
@@ -455,7 +457,7 @@ static int begin_merge(struct loader *l, const struct digest *id)
 	db_lock(l->db);
 	int r = db_prepare(l->db, sql, &s, l->err);
 	if (r == 0)
-		db_bind_blob(s, 1, id->bytes, sizeof(id->bytes));
+		db_bind_i64(s, 1, number);
 	int filled = 0;
 	while (r == 0 && filled == 0 && (r = db_step(s, l->err)) == 1) {
 		filled = fill_part(f, s);
@@ -528,7 +530,7 @@ static int begin(struct loader *l, const struct digest *id, bool is_top)
 		touch(l, id);
 	switch (row.kind) {
 	case REF_MERGE:
-		return begin_merge(l, id);
+		return begin_merge(l, id, row.number);
 	case REF_IMAGE:
 		r = load_image(l, id, &row, &ref);
 		break;
