@@ -511,7 +511,7 @@ static int check_output(const struct vertex *v, int index, struct err *err)
 	return vertex_error(v, err_set(err, -EBADMSG, "has no output %d", index), err);
 }
 
-int vertex_run(struct vertex *v, struct solver *solver, struct err *err)
+static int run(struct vertex *v, struct solver *solver, struct err *err)
 {
 	scoped(free) struct ref **inputs = calloc(v->op.n_inputs + 1, sizeof(struct ref *));
 	scoped(free) struct ref **outputs = calloc(v->n_outputs, sizeof(struct ref *));
@@ -526,10 +526,37 @@ int vertex_run(struct vertex *v, struct solver *solver, struct err *err)
 	int r = v->ops->ask && !v->asked ? v->ops->ask(v, solver, err) : 0;
 	if (r == 0)
 		r = v->ops->run(v, solver, inputs, outputs, err);
-	if (r < 0)
-		return vertex_error(v, r, err);
-	v->outputs = take(outputs);
-	return 0;
+	if (r == 0)
+		v->outputs = take(outputs);
+	return r;
+}
+
+int vertex_run(struct vertex *v, struct solver *solver, struct err *err)
+{
+	int r = run(v, solver, err);
+	return r < 0 ? vertex_error(v, r, err) : 0;
+}
+
+static void tell(const struct solve_options *options, const struct vertex *v,
+		 enum solve_event_kind kind, const char *error)
+{
+	struct solve_event event = {.kind = kind, .vertex = v, .error = error};
+	if (!options || !options->event)
+		return;
+	clock_gettime(CLOCK_REALTIME, &event.when);
+	options->event(options->arg, &event);
+}
+
+static int run_watched(struct vertex *v, struct solver *solver, const struct solve_options *options,
+		       struct err *err)
+{
+	struct err why = {0};
+	tell(options, v, SOLVE_STARTED, NULL);
+	int r = run(v, solver, &why);
+	tell(options, v, r < 0 ? SOLVE_FAILED : SOLVE_DONE, r < 0 ? err_text(&why, r) : NULL);
+	if (r < 0 && err)
+		*err = why;
+	return r < 0 ? vertex_error(v, r, err) : 0;
 }
 
 int graph_solve(struct graph *g, struct solver *solver, struct vertex *vertex, int index,
@@ -541,7 +568,7 @@ int graph_solve(struct graph *g, struct solver *solver, struct vertex *vertex, i
 	int r = mark_needed(g, vertex, needed, err);
 	for (size_t i = 0; r == 0 && i <= vertex->position; i++)
 		if (needed[i])
-			r = vertex_run(&g->vertices[i], solver, err);
+			r = run_watched(&g->vertices[i], solver, options, err);
 	if (r == 0)
 		r = check_output(vertex, index, err);
 	if (r < 0)
