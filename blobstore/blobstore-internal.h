@@ -112,7 +112,7 @@ int store_path(const struct store *store, char **out, const char *fmt, ...)
 	__attribute__((format(printf, 3, 4)));
 
 /* Space, as rows of the catalogue: (kind, name) → bytes. Kinds are folders of the store:
- * "blobs", "partial", "frames", "content", "index", "spans", "learned". */
+ * "blobs", "partial", "frames", "content", "index", "spans", "learned", "trees". */
 struct gc;
 int gc_new(struct gc **out, struct store *store, uint64_t max_bytes, struct err *err);
 void gc_free(struct gc *gc);

@@ -119,6 +119,8 @@ struct remote_ops {
 	 * the remote is never local. Errors: -ENOENT no such blob, -EBADMSG size differs. */
 	int (*open_local)(struct remote *r, const struct digest *digest, uint64_t blob_size, int *fd,
 			  uint64_t *off, struct err *err);
+	/* See remote_place. NULL when no other process could find the remote. */
+	int (*place)(struct remote *r, const struct digest *digest, struct strbuf *out);
 	void (*free)(struct remote *r);
 };
 struct remote {
@@ -135,6 +137,11 @@ int remote_layout_new(struct remote **out, const char *dir, struct err *err);
 /* Blobs that lie inside one file (an archive): add each before the remote is shared. Takes @fd. */
 int remote_archive_new(struct remote **out, int fd, const char *name, struct err *err);
 int remote_archive_add(struct remote *r, const struct digest *digest, uint64_t off, uint64_t size);
+/* One blob that is a range of the file @path, which is opened when the blob is read. */
+int remote_file_new(struct remote **out, const char *path, const struct digest *digest, uint64_t off);
+/* Appends where @r has the blob, in words that mean the same to other processes:
+ * "registry HOST REPOSITORY" or "file OFFSET PATH". -ENOENT: there are none. */
+int remote_place(struct remote *r, const struct digest *digest, struct strbuf *out);
 /* The test double: blobs in memory, with faults on demand. */
 struct remote_memory_fault {
 	/* Called before each transfer is answered; return 0 to go on, a negative errno to fail it.
@@ -223,6 +230,10 @@ int store_get_blob(struct store *store, const struct digest *digest, size_t max,
 int store_remember_name(struct store *store, const char *name, const struct desc *manifest,
 			struct err *err);
 int store_recall_name(struct store *store, const char *name, struct digest *out); /* -ENOENT */
+
+/* From now until the process ends no file named by one of these digests is evicted: what is there
+ * when this has returned stays. */
+int store_lease(struct store *store, const struct digest *names, size_t n, struct err *err);
 
 /* Bytes that content of the store takes on disk, and its bound. */
 void store_usage(struct store *store, uint64_t *used, uint64_t *bound);
@@ -383,6 +394,23 @@ int content_open(struct store *store, const struct digest *digest, uint64_t size
  * pool; nothing is told: ask content_open again later. Joined with an equal one under way. */
 void content_make(struct store *store, struct blob *blob, uint64_t plain_off, uint64_t size,
 		  const struct digest *digest);
+
+/* Plain content that somebody gives. */
+struct content_source {
+	uint64_t size;
+	/* Reads exactly @len bytes; -ESTALE when they are not there any more. */
+	int (*read)(void *arg, uint64_t off, void *dst, size_t len, struct err *err);
+	void *arg;
+	int fd; /* of a host file that should have the same bytes, to share its blocks; -1 = none */
+};
+/* Makes sure that the store has it, and leases it. It may be read twice. With @sync it is on the
+ * disk afterwards; else content_sync is to be called before something that stays relies on it.
+ * 1 = it is new, 0 = it was there. Errors: -ESTALE it was changed meanwhile, -ENOSPC, those of read. */
+int content_put(struct store *store, const struct content_source *source, bool sync,
+		struct digest *out, struct err *err);
+int content_sync(struct store *store, struct err *err);
+/* Reads all of it: -ENOENT not there, -EBADMSG not what its name says (and then it is removed). */
+int content_check(struct store *store, const struct digest *digest, uint64_t size, struct err *err);
 
 /* Inflates one gzip member, whose start @in is, at most @max bytes; appends to @out.
  * Errors: -EBADMSG, -EFBIG. */

@@ -95,13 +95,14 @@ enum ref_form {
 	FORM_DOCKER_ARCHIVE,
 	FORM_DIR,
 	FORM_LLB,
+	FORM_REF,
 	FORM_OTHER, /* a kind of the grammar that cannot be resolved: name has its scheme */
 };
 
 /* A REF of the command line, taken apart without a look at the world. */
 struct ref_text {
 	enum ref_form form;
-	char *name;   /* image name, folder or file; "-" for standard input */
+	char *name;   /* image name, folder, file, ID; "-" for standard input */
 	char *tag;    /* layout, archives; NULL when not given */
 	char *digest; /* layout */
 	char *vertex; /* llb: digest or prefix; NULL = the result */
@@ -154,6 +155,8 @@ struct ref_image {
 	const struct digest *manifest;	 /* NULL when there is none */
 	const struct digest *root;	 /* NULL when there is none */
 	const struct platform *platform; /* NULL when not known */
+	size_t first_layer;		 /* place of the first layer in what the config describes */
+	struct remote *const *remotes;	 /* of the layers, each may be NULL; NULL = origin's */
 };
 int ref_image(struct ref **out, const struct ref_image *image, struct err *err);
 /* @dir must be absolute. */
@@ -161,7 +164,13 @@ int ref_folder(struct ref **out, const char *name, const char *dir, struct err *
 int ref_scratch(struct ref **out, struct err *err);
 /* A layer that is here: @tree is raw and referenced. */
 int ref_made(struct ref **out, const char *name, struct tree *tree, struct err *err);
-struct tree *ref_made_tree(const struct ref *ref); /* borrowed */
+/* Borrowed; read from the store the first time, where the ref comes from there. Errors: -ENOENT it
+ * is gone, -EBADMSG it was damaged. */
+int ref_made_tree(struct ref *ref, struct tree **out, struct err *err);
+/* True when both are one, or are known to be equal. */
+bool ref_is_same(struct ref *a, struct ref *b);
+/* A text that only this ref has, or those that are known to equal it. Returns @key. */
+char *ref_key(struct ref *ref, char key[DIGEST_HEX_MAX]);
 
 /* ------------------------------------------------------------------ sources (source*.c) */
 
@@ -188,6 +197,14 @@ struct solver {
 	vec(struct solver_image) images;
 	vec(struct solver_registry) registries;
 };
+
+struct ref_text;
+/* ref://ID (refdb_load.c). */
+int refdb_resolve(struct solver *solver, const char *text, const struct ref_text *what,
+		  struct ref **out, struct err *err);
+/* A new reference to the registry of @name, which is made once; NULL without network. */
+int source_image_registry(struct solver *solver, const struct image_name *name,
+			  struct registry **out, struct err *err);
 
 /* What a definition may ask of an image beyond its name. */
 struct image_request {

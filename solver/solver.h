@@ -84,8 +84,11 @@ void ref_tree_layers_free(struct ref_tree_layer *layers, size_t n);
  * folders is copied into the store. Blocks. Errors: -ENOSPC, -ESTALE a host file was changed since it
  * was looked at, -EINVAL a live folder. */
 int ref_save(struct ref *ref, struct solver *solver, struct digest *id, struct err *err);
-/* Errors: -ENOENT it is not in the store, or something that it was made of is gone. */
+/* Touches no network. Errors: -ENOENT it is not in the store, or something that it was made of is
+ * gone; -EBADMSG the catalogue is damaged. */
 int ref_load(struct solver *solver, const struct digest *id, struct ref **out, struct err *err);
+/* Its id, once it was saved or when it was loaded; false before. */
+bool ref_id(struct ref *ref, struct digest *out);
 /* By a unique prefix of at least 6 hex digits. -ENOENT, -EEXIST ambiguous, -EINVAL. */
 int ref_find(struct solver *solver, const char *text, struct digest *id, struct err *err);
 

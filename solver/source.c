@@ -188,6 +188,7 @@ static const resolve_fn resolvers[] = {
 	[FORM_DOCKER_ARCHIVE] = source_archive_resolve,
 	[FORM_DIR] = resolve_dir,
 	[FORM_LLB] = resolve_llb,
+	[FORM_REF] = refdb_resolve,
 	[FORM_OTHER] = resolve_other,
 };
 

@@ -167,6 +167,8 @@ static int inspect_ref(struct strbuf *s, struct ref *ref, const char *kind, cons
 		[REF_TREE] = "tree",
 	};
 	scoped(free) char *line = NULL;
+	char hex[DIGEST_HEX_MAX];
+	struct digest id;
 	json_t *config;
 	int r = inspect_config(&config, ref, err);
 
@@ -174,6 +176,8 @@ static int inspect_ref(struct strbuf *s, struct ref *ref, const char *kind, cons
 		return r;
 	json_pair(s, "kind", kind ? kind : kinds[ref_kind(ref)]);
 	json_pair(s, "ref", text);
+	if (ref_id(ref, &id))
+		json_pair(s, "id", digest_hex(&id, hex));
 	inspect_platform(s, ref, config);
 	inspect_digest(s, "manifest", ref_manifest(ref));
 	json_key(s, "layers");
