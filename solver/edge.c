@@ -693,6 +693,16 @@ static const struct edge_state *failed_input(const struct edge_state *e)
 	return NULL;
 }
 
+/* Puts the vertex before @err. */
+static void tell_failure(struct solve *s, struct vertex_state *vs, int r, struct err *err)
+{
+	solve_started(s, vs);
+	if (!vs->is_ended)
+		solve_event(s, vs, SOLVE_FAILED, err_text(err, r));
+	vs->is_ended = true;
+	vertex_error(vs->v, r, err);
+}
+
 void edge_advance(struct solve *s, struct edge_state *e)
 {
 	while (!e->failed && e->n_waiting == 0 && e->step < STEP_DONE &&
@@ -706,11 +716,7 @@ void edge_advance(struct solve *s, struct edge_state *e)
 		if (r == 0)
 			continue;
 		if (!input) {
-			r = vertex_error(e->vertex->v, r, &err);
-			solve_started(s, e->vertex);
-			if (!e->vertex->is_ended)
-				solve_event(s, e->vertex, SOLVE_FAILED, err_text(&err, r));
-			e->vertex->is_ended = true;
+			tell_failure(s, e->vertex, r, &err);
 		}
 		fail(s, e, r, &err);
 	}
@@ -751,11 +757,8 @@ void edge_job_done(struct solve *s, struct job *job)
 		break;
 	}
 	if (job->r < 0 && !e->failed) {
-		int r = vertex_error(vs->v, job->r, &job->err);
-		if (!vs->is_ended)
-			solve_event(s, vs, SOLVE_FAILED, err_text(&job->err, r));
-		vs->is_ended = true;
-		fail(s, e, r, &job->err);
+		tell_failure(s, vs, job->r, &job->err);
+		fail(s, e, job->r, &job->err);
 	}
 	edge_done_waiting(s, e);
 }
