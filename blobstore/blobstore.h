@@ -434,6 +434,10 @@ struct db_stmt;
 void db_lock(struct db *db);
 void db_unlock(struct db *db);
 int db_exec(struct db *db, const char *sql, struct err *err);
+/* A run of many reads, by one thread, which costs one lock instead of one for each; also holds
+ * db_lock. May be nested, and db_begin may come in between. */
+void db_read_begin(struct db *db);
+void db_read_end(struct db *db);
 /* A transaction that may write: db_end commits when @r is 0, else rolls back and returns @r. */
 int db_begin(struct db *db, struct err *err);
 int db_end(struct db *db, int r, struct err *err);

@@ -164,11 +164,14 @@ static void touch(struct loader *l, const struct digest *id)
 	struct err err = {0};
 	struct db_stmt *s;
 	db_lock(l->db);
-	int r = db_prepare(l->db, sql, &s, &err);
+	int r = db_begin(l->db, &err);
+	if (r == 0)
+		r = db_prepare(l->db, sql, &s, &err);
 	if (r == 0) {
 		db_bind_blob(s, 1, id->bytes, sizeof(id->bytes));
 		r = db_step(s, &err);
 	}
+	db_end(l->db, r, &err);
 	db_unlock(l->db);
 	if (r < 0)
 		log_info("the use of a ref is not noted: %s", err_text(&err, r));
@@ -570,7 +573,9 @@ int ref_load(struct solver *solver, const struct digest *id, struct ref **out, s
 			   .store = solver->options.store,
 			   .db = store_db(solver->options.store),
 			   .err = err};
+	db_read_begin(l.db);
 	int r = load_all(&l, id);
+	db_read_end(l.db);
 	if (r == 0)
 		*out = ref_ref(made_ref(&l, id));
 	for (size_t i = 0; i < l.stack.n; i++)
