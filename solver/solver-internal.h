@@ -265,6 +265,30 @@ static inline void llb_definition_deinit_scoped(struct llb_definition *d)
 	llb_definition_deinit(d);
 }
 
+/* Its source map (llb_source.c). */
+struct llb_source {
+	char **files;
+	size_t n_files;
+	struct llb_source_vertex {
+		struct digest digest;
+		struct source_location *locations;
+		size_t n_locations;
+	} * vertices;
+	size_t n_vertices;
+	struct source_location *locations; /* of all vertices */
+	struct source_range *ranges;	   /* of all locations */
+};
+int llb_source_decode(struct llb_source *out, const struct llb_definition *d, struct err *err);
+void llb_source_deinit(struct llb_source *source);
+static inline void llb_source_deinit_scoped(struct llb_source *source)
+{
+	llb_source_deinit(source);
+}
+
+/* Appends the protobuf of a definition that is JSON in one of its two forms (llb_json.c).
+ * Errors: -EBADMSG, with the vertex; -EFBIG. */
+int llb_json_encode(struct strbuf *out, const void *bytes, size_t n, struct err *err);
+
 struct llb_pair {
 	char *key, *value;
 };
@@ -438,13 +462,15 @@ struct llb_metadata {
 	bool has_export_cache, export_cache;
 	struct llb_pair *descriptions;
 	size_t n_descriptions;
-	char **caps; /* required capabilities */
+	char **caps; /* required capabilities, known or not */
 	size_t n_caps;
 	char *group_id, *group_name; /* progress group; NULL = none */
 	bool group_weak;
 };
 int llb_metadata_decode(struct llb_metadata *out, const struct llb_bytes *bytes, struct err *err);
 void llb_metadata_deinit(struct llb_metadata *m);
+/* Whether this program knows what capability @name means (llb_caps.c). */
+bool llb_cap_is_known(const char *name);
 
 /* ------------------------------------------------------------------ the graph (graph.c) */
 
@@ -485,6 +511,8 @@ struct vertex {
 	struct llb_op op;
 	struct llb_metadata metadata;
 	struct edge *inputs; /* op.n_inputs */
+	const struct source_location *locations; /* borrowed from the graph */
+	size_t n_locations;
 	char *name;
 	const struct op_ops *ops; /* NULL: cannot be solved */
 	size_t n_outputs;
