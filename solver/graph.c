@@ -254,16 +254,28 @@ static int reorder(struct graph *g, struct err *err)
 
 /* ------------------------------------------------------------------ metadata and names */
 
+/* ", Dockerfile:12": where the vertex begins in its source; "" when the definition does not say. */
+static char *place_text(const struct vertex *v, char buf[96])
+{
+	buf[0] = 0;
+	for (size_t i = 0; i < v->n_locations && !buf[0]; i++) {
+		const struct source_location *at = &v->locations[i];
+		if (at->n_ranges && at->file[0])
+			snprintf(buf, 96, ", %.80s:%d", at->file, at->ranges[0].line);
+	}
+	return buf;
+}
+
 static int check_caps(const struct vertex *v, struct err *err)
 {
-	char text[DIGEST_TEXT_MAX];
+	char text[DIGEST_TEXT_MAX], place[96];
 	for (size_t i = 0; i < v->metadata.n_caps; i++)
 		if (!llb_cap_is_known(v->metadata.caps[i]))
 			return err_set(err, -ENOTSUP,
-				       "vertex %s (%s) requires the capability \"%.80s\", which is "
+				       "vertex %s (%s%s) requires the capability \"%.80s\", which is "
 				       "not known here",
 				       digest_text(&v->digest, text), vertex_op(v),
-				       v->metadata.caps[i]);
+				       place_text(v, place), v->metadata.caps[i]);
 	return 0;
 }
 
@@ -391,9 +403,9 @@ static int graph_init(struct graph *g, const void *bytes, size_t n, struct err *
 	if (r == 0)
 		r = reorder(g, err);
 	if (r == 0)
-		r = load_metadata(g, err);
-	if (r == 0)
 		r = load_source(g, err);
+	if (r == 0)
+		r = load_metadata(g, err);
 	return r < 0 ? r : name_all(g, err);
 }
 
@@ -504,18 +516,6 @@ size_t vertex_locations(const struct vertex *v, const struct source_location **o
 }
 
 /* ------------------------------------------------------------------ solving */
-
-/* ", Dockerfile:12": where the vertex begins in its source; "" when the definition does not say. */
-static char *place_text(const struct vertex *v, char buf[96])
-{
-	buf[0] = 0;
-	for (size_t i = 0; i < v->n_locations && !buf[0]; i++) {
-		const struct source_location *at = &v->locations[i];
-		if (at->n_ranges && at->file[0])
-			snprintf(buf, 96, ", %.80s:%d", at->file, at->ranges[0].line);
-	}
-	return buf;
-}
 
 /* Puts "vertex sha256:… (name, Dockerfile:12)" before @err, with a name that leaves room for the
  * reason. */

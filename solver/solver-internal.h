@@ -426,7 +426,7 @@ struct llb_op {
 	char *os_version;   /* NULL = none */
 	char **os_features; /* sorted, each once */
 	size_t n_os_features;
-	char **constraints;
+	char **constraints; /* filters of workers: here is one, and as in BuildKit it takes all */
 	size_t n_constraints;
 	char *label; /* display name; NULL where it is made of the inputs' (merge, diff) */
 	union {

@@ -23,11 +23,15 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	scoped(strbuf_free) struct strbuf out = {0};
 	struct llb_definition d;
 	struct graph *g;
+	struct err err = {0};
 
 	if (llb_json_encode(&out, data, size, NULL) < 0 || out.len == 0)
 		return 0;
-	if (llb_definition_decode(&d, out.data, out.len, NULL) < 0)
-		abort();
+	if (llb_definition_decode(&d, out.data, out.len, &err) < 0) {
+		if (!strstr(err.text, "metadata")) /* of a name that is no digest */
+			abort();
+		return 0;
+	}
 	for (size_t i = 0; i < d.n_ops; i++)
 		check_op(data, size, &d.ops[i]);
 	llb_definition_deinit(&d);
