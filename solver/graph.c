@@ -272,8 +272,8 @@ static int check_caps(const struct vertex *v, struct err *err)
 	for (size_t i = 0; i < v->metadata.n_caps; i++)
 		if (!llb_cap_is_known(v->metadata.caps[i]))
 			return err_set(err, -ENOTSUP,
-				       "vertex %s (%s%s) requires the capability \"%.80s\", which is "
-				       "not known here",
+				       "vertex %s (%s%s) requires the capability \"%.80s\", which "
+				       "is not known here",
 				       digest_text(&v->digest, text), vertex_op(v),
 				       place_text(v, place), v->metadata.caps[i]);
 	return 0;

@@ -2,8 +2,8 @@
 
 /*
  * The wire format of LLB: decodes definitions, ops and metadata into the program's own structs.
- * The generated code (llb.proto says how it differs from BuildKit's) ends here, and in llb_json.c and
- * llb_source.c.
+ * The generated code (llb.proto says how it differs from BuildKit's) ends here, and in llb_json.c
+ * and llb_source.c.
  *
  * A definition is a list of serialized ops; each is decoded by itself, so that one op's memory is
  * bounded by its own bytes and nothing follows the depth of the graph. What the format leaves open

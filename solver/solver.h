@@ -139,10 +139,10 @@ char *image_name_text(const struct image_name *name); /* canonical; caller frees
 /* An LLB definition (pb.Definition), loaded: vertices and edges, digests checked. */
 struct graph;
 struct vertex;
-/* @bytes are the protobuf, or one of the JSON forms: the lines of `buildctl debug dump-llb`, the object
- * of `docker buildx build --call=convertllb,format=json`. Errors: -EBADMSG with the vertex that is
- * wrong, -ENOTSUP a required capability that is not known, -EFBIG. An op that cannot be solved yet is
- * found only when it is solved. */
+/* @bytes are the protobuf, or one of the JSON forms: the lines of `buildctl debug dump-llb`, the
+ * object of `docker buildx build --call=convertllb,format=json`. Errors: -EBADMSG with the vertex
+ * that is wrong, -ENOTSUP a required capability that is not known, -EFBIG. An op that cannot be
+ * solved yet is found only when it is solved. */
 int graph_load(struct graph **out, const void *bytes, size_t n, struct err *err);
 void graph_free(struct graph *g);
 define_scoped(struct graph *, graph_free);
@@ -159,8 +159,8 @@ const char *vertex_op(const struct vertex *v); /* "source", "merge", "exec", …
 size_t vertex_inputs(const struct vertex *v);
 void vertex_input(const struct vertex *v, size_t i, struct vertex **from, int *index);
 
-/* Where in the files that a definition was made from a vertex comes from. Numbers are as the definition
- * has them: lines from 1, columns 0 where it does not tell. */
+/* Where in the files that a definition was made from a vertex comes from. Numbers are as the
+ * definition has them: lines from 1, columns 0 where it does not tell. */
 struct source_location {
 	const char *file;
 	const struct source_range {

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
-/* A definition as JSON: what is accepted is a protobuf that can be split into its ops, each of which
- * has one of the digests that the text gives. */
+/* A definition as JSON: what is accepted is a protobuf that can be split into its ops, each of
+ * which has one of the digests that the text gives. */
 
 #include "solver/solver-internal.h"
 

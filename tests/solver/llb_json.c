@@ -3,8 +3,9 @@
 /*
  * llb_json: definitions as the real buildctl and docker print them, and ones that nobody prints.
  *
- * tests/data/llb has beside some definitions what `buildctl debug dump-llb` prints of them (.jsonl),
- * and what `docker buildx build --call=convertllb,format=json` prints of the same Dockerfile (.json).
+ * tests/data/llb has beside some definitions what `buildctl debug dump-llb` prints of them
+ * (.jsonl), and what `docker buildx build --call=convertllb,format=json` prints of the same
+ * Dockerfile (.json).
  */
 
 #include <dirent.h>

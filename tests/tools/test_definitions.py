@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The three forms of a definition give the same vertices, keys and trees; what is said beside ops."""
+"""The three forms of a definition give the same vertices, keys and trees; what is beside its ops."""
 import base64
 import io
 import json
@@ -35,7 +35,7 @@ def vertices(llbfs, form):
 
 
 def convert(lines):
-    """The lines of dump-llb as convertllb prints them: another shape, other names, other numbers."""
+    """The lines of dump-llb as convertllb prints them: another shape, other names and numbers."""
     enums = {"mountType": ["BIND", "SECRET", "SSH", "CACHE", "TMPFS"], "network":
              ["UNSET", "HOST", "NONE"], "sharing": ["SHARED", "PRIVATE", "LOCKED"]}
     wide = ("input", "secondaryInput", "output", "timestamp", "index")
@@ -163,9 +163,18 @@ def test_where_a_vertex_comes_from(llbfs, tmp_path):
                 digest(terminal): {"inputs": [{"digest": digest(op)}]},
                 digest(op): {"inputs": [{"digest": digest(base)}], "file": {"actions": [
                     {"secondaryInput": "-1", "rm": {"path": "/no"}}]}}},
-        "source": {"locations": {digest(op): {"locations": [{"ranges": [{"start": {"line": 12}}]}]}},
+        "source": {"locations": {digest(op): {"locations": [
+                       {"ranges": [{"start": {"line": 12}}]}]}},
                    "infos": [{"filename": "Dockerfile",
                               "data": base64.b64encode(b"FROM scratch").decode()}]}}
     (tmp_path / "def.json").write_text(json.dumps(document))
     assert f"vertex {digest(op)} (rm /no, Dockerfile:12): " in llbfs.error(
         3, "ls", f"llb://{tmp_path}/def.json")
+
+
+def test_an_error_is_one_line_whatever_a_vertex_is_called(llbfs, tmp_path):
+    op = field(4, field(2, field(2, 2**64 - 1) + field(7, field(1, "/a\n\x1b[31mb"))))
+    base = field(4, field(2, field(1, 2**64 - 1) + field(2, 2**64 - 1)
+                          + field(6, field(1, "/d") + field(2, 0o755))))
+    (tmp_path / "def.pb").write_bytes(definition(base, op_input(base) + op))
+    assert "(rm /a  [31mb)" in llbfs.error(3, "ls", f"llb://{tmp_path}/def.pb")
