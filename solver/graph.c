@@ -301,7 +301,7 @@ static int load_metadata(struct graph *g, struct err *err)
 
 static int load_source(struct graph *g, struct err *err)
 {
-	int r = llb_source_decode(&g->source, &g->definition, err);
+	int r = llb_source_decode(&g->source, &g->definition.source, err);
 	for (size_t i = 0; i < g->source.n_vertices; i++) {
 		const struct llb_source_vertex *from = &g->source.vertices[i];
 		struct vertex *v = *slot_of(g, &from->digest);

@@ -79,6 +79,7 @@ int llb_definition_decode(struct llb_definition *out, const void *bytes, size_t 
 	if (!pb)
 		return err_set(err, -EBADMSG, "not a definition: malformed protobuf");
 	d.impl = pb;
+	d.source = (struct llb_bytes){pb->source.data, pb->source.len};
 	d.ops = calloc(pb->n_def + 1, sizeof(*d.ops));
 	d.metadata = calloc(pb->n_metadata + 1, sizeof(*d.metadata));
 	if (!d.ops || !d.metadata)

@@ -89,6 +89,7 @@ static const struct special {
 	const ProtobufCMessageDescriptor *message; /* NULL = base64 */
 } specials[] = {
 	{&pb__definition__descriptor, 1, NULL},
+	{&pb__definition__descriptor, 3, &pb__source__descriptor},
 	{&pb__metadata_entry__descriptor, 2, &pb__op_metadata__descriptor},
 	{&pb__source_info__descriptor, 2, NULL},
 	{&pb__source_info__descriptor, 3, &pb__definition__descriptor},

@@ -13,6 +13,9 @@
 #include "llb.pb-c.h"
 #include "solver/solver-internal.h"
 
+/* A source map has the text of its files. Bounds what decoding takes, which is a multiple. */
+#define SOURCE_MAX (16u << 20)
+
 static int no_memory(struct err *err)
 {
 	return err_set(err, -ENOMEM, "out of memory");
@@ -83,32 +86,41 @@ static void decode_locations(struct llb_source *out, struct llb_source_vertex *t
 	}
 }
 
-int llb_source_decode(struct llb_source *out, const struct llb_definition *d, struct err *err)
+static int decode(struct llb_source *out, const Pb__Source *pb, struct err *err)
 {
-	scoped(llb_source_deinit) struct llb_source source = {0};
-	const Pb__Source *pb = ((const Pb__Definition *)d->impl)->source;
 	size_t n_locations = 0, n_ranges = 0;
-	if (!pb)
-		return 0;
-	int r = decode_files(&source, pb, err);
+	int r = decode_files(out, pb, err);
 	if (r == 0)
-		r = allocate(&source, pb, err);
+		r = allocate(out, pb, err);
 	for (size_t i = 0; i < pb->n_locations && r == 0; i++) {
 		const Pb__LocationsEntry *entry = pb->locations[i];
-		struct llb_source_vertex *to = &source.vertices[source.n_vertices];
+		struct llb_source_vertex *to = &out->vertices[out->n_vertices];
 		char text[DIGEST_TEXT_MAX] = {0};
 		if (!entry->value || entry->key.len >= sizeof(text))
 			continue;
 		memcpy(text, entry->key.len ? (const void *)entry->key.data : "", entry->key.len);
 		if (digest_parse(&to->digest, text, NULL) < 0)
 			continue;
-		decode_locations(&source, to, entry->value, &n_locations, &n_ranges);
-		source.n_vertices++;
+		decode_locations(out, to, entry->value, &n_locations, &n_ranges);
+		out->n_vertices++;
 	}
-	if (r == 0) {
+	return r;
+}
+
+int llb_source_decode(struct llb_source *out, const struct llb_bytes *bytes, struct err *err)
+{
+	struct llb_source source = {0};
+	if (bytes->n > SOURCE_MAX)
+		return err_set(err, -EFBIG, "larger than %u MiB", SOURCE_MAX >> 20);
+	Pb__Source *pb = pb__source__unpack(NULL, bytes->n, bytes->bytes);
+	if (!pb)
+		return err_set(err, -EBADMSG, "malformed protobuf");
+	int r = decode(&source, pb, err);
+	pb__source__free_unpacked(pb, NULL);
+	if (r < 0)
+		llb_source_deinit(&source);
+	else
 		*out = source;
-		source = (struct llb_source){0};
-	}
 	return r;
 }
 

@@ -256,6 +256,7 @@ struct llb_definition {
 		struct llb_bytes metadata;
 	} * metadata;
 	size_t n_metadata;
+	struct llb_bytes source; /* its source map */
 	void *impl;
 };
 int llb_definition_decode(struct llb_definition *out, const void *bytes, size_t n, struct err *err);
@@ -265,7 +266,7 @@ static inline void llb_definition_deinit_scoped(struct llb_definition *d)
 	llb_definition_deinit(d);
 }
 
-/* Its source map (llb_source.c). */
+/* A source map (llb_source.c). */
 struct llb_source {
 	char **files;
 	size_t n_files;
@@ -278,12 +279,8 @@ struct llb_source {
 	struct source_location *locations; /* of all vertices */
 	struct source_range *ranges;	   /* of all locations */
 };
-int llb_source_decode(struct llb_source *out, const struct llb_definition *d, struct err *err);
+int llb_source_decode(struct llb_source *out, const struct llb_bytes *bytes, struct err *err);
 void llb_source_deinit(struct llb_source *source);
-static inline void llb_source_deinit_scoped(struct llb_source *source)
-{
-	llb_source_deinit(source);
-}
 
 /* Appends the protobuf of a definition that is JSON in one of its two forms (llb_json.c).
  * Errors: -EBADMSG, with the vertex; -EFBIG. */

@@ -532,13 +532,13 @@ static void nested_messages_cost_no_stack(void **state)
 	pb_text(&build, 1, "local://x");
 	pb_message(&op, 3, &build);
 	pb_op(&def, &op);
-	pb_bytes(&def, 3, nested.data, nested.len);
-	for (unsigned field = 1; field <= 4; field++) {
+	pb_bytes(&op, 3, nested.data, nested.len);
+	for (unsigned field = 2; field <= 5; field++) {
 		pb_text(&build, 1, "file");
-		pb_bytes(&build, field + 1, nested.data, nested.len);
+		pb_bytes(&build, field, nested.data, nested.len);
 		pb_message(&op, 2, &build);
-		pb_message(&def, 3, &op);
 	}
+	pb_message(&def, 3, &op);
 	pb_text(&entry, 1, digest_text(&d, text));
 	pb_bytes(&entry, 2, nested.data, nested.len);
 	pb_message(&def, 2, &entry);
@@ -547,6 +547,13 @@ static void nested_messages_cost_no_stack(void **state)
 	assert_int_equal(graph_count(g), 2);
 	assert_string_equal(vertex_op(graph_vertex(g, 0)), "build");
 	graph_free(g);
+	pb_bytes(&def, 3, "", 0);
+	pb_bytes(&def, 3, "\x0a\x7f", 2);
+	expect_error(&def, -EBADMSG, "source map: malformed");
+	scoped(free) void *zeros = calloc(1, 17 << 20);
+	assert_non_null(zeros);
+	pb_bytes(&def, 3, zeros, 17 << 20);
+	expect_error(&def, -EFBIG, "source map: larger than");
 	strbuf_free(&def);
 	strbuf_free(&op);
 	strbuf_free(&nested);

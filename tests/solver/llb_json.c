@@ -285,7 +285,13 @@ static void a_build_op_keeps_its_definition(void **state)
 	pb_int(&meta, 1, 1);
 	pb_message(&entry, 2, &meta);
 	pb_message(&def, 2, &entry);
-	pb_bytes(&def, 3, "", 0);
+	struct strbuf info = {0}, source = {0};
+	pb_bytes(&info, 3, "", 0);
+	pb_text(&info, 4, "D");
+	pb_message(&source, 2, &info);
+	pb_message(&def, 3, &source);
+	strbuf_free(&info);
+	strbuf_free(&source);
 	pb_int(&build, 1, -1);
 	pb_text(&input, 1, "in");
 	pb_bytes(&input, 2, "", 0);
@@ -299,7 +305,8 @@ static void a_build_op_keeps_its_definition(void **state)
 	put_line(&text,
 		 "{\"Op\":{\"build\":{\"builder\":-1,\"inputs\":{\"in\":{}},\"def\":{\"def\":["
 		 "\"AQID\"],"
-		 "\"metadata\":{\"sha256:00\":{\"ignore_cache\":true}},\"Source\":{}}}}}",
+		 "\"metadata\":{\"sha256:00\":{\"ignore_cache\":true}},\"Source\":{\"infos\":[{"
+		 "\"language\":\"D\",\"definition\":{}}]}}}}}",
 		 &digest);
 	struct err err = {0};
 	if (llb_json_encode(&out, text.data, text.len, &err) < 0)
