@@ -274,6 +274,7 @@ struct llb_definition {
 		struct llb_bytes metadata;
 	} * metadata;
 	size_t n_metadata;
+	struct llb_bytes source; /* its source map */
 	void *impl;
 };
 int llb_definition_decode(struct llb_definition *out, const void *bytes, size_t n, struct err *err);
@@ -282,6 +283,26 @@ static inline void llb_definition_deinit_scoped(struct llb_definition *d)
 {
 	llb_definition_deinit(d);
 }
+
+/* A source map (llb_source.c). */
+struct llb_source {
+	char **files;
+	size_t n_files;
+	struct llb_source_vertex {
+		struct digest digest;
+		struct source_location *locations;
+		size_t n_locations;
+	} * vertices;
+	size_t n_vertices;
+	struct source_location *locations; /* of all vertices */
+	struct source_range *ranges;	   /* of all locations */
+};
+int llb_source_decode(struct llb_source *out, const struct llb_bytes *bytes, struct err *err);
+void llb_source_deinit(struct llb_source *source);
+
+/* Appends the protobuf of a definition that is JSON in one of its two forms (llb_json.c).
+ * Errors: -EBADMSG, with the vertex; -EFBIG. */
+int llb_json_encode(struct strbuf *out, const void *bytes, size_t n, struct err *err);
 
 struct llb_pair {
 	char *key, *value;
@@ -420,7 +441,7 @@ struct llb_op {
 	char *os_version;   /* NULL = none */
 	char **os_features; /* sorted, each once */
 	size_t n_os_features;
-	char **constraints;
+	char **constraints; /* filters of workers: here is one, and as in BuildKit it takes all */
 	size_t n_constraints;
 	char *label; /* display name; NULL where it is made of the inputs' (merge, diff) */
 	union {
@@ -456,13 +477,15 @@ struct llb_metadata {
 	bool has_export_cache, export_cache;
 	struct llb_pair *descriptions;
 	size_t n_descriptions;
-	char **caps; /* required capabilities */
+	char **caps; /* required capabilities, known or not */
 	size_t n_caps;
 	char *group_id, *group_name; /* progress group; NULL = none */
 	bool group_weak;
 };
 int llb_metadata_decode(struct llb_metadata *out, const struct llb_bytes *bytes, struct err *err);
 void llb_metadata_deinit(struct llb_metadata *m);
+/* Whether this program knows what capability @name means (llb_caps.c). */
+bool llb_cap_is_known(const char *name);
 
 /* ------------------------------------------------------------------ the graph (graph.c) */
 
@@ -503,6 +526,8 @@ struct vertex {
 	struct llb_op op;
 	struct llb_metadata metadata;
 	struct edge *inputs; /* op.n_inputs */
+	const struct source_location *locations; /* borrowed from the graph */
+	size_t n_locations;
 	char *name;
 	const struct op_ops *ops; /* NULL: cannot be solved */
 	size_t n_outputs;

@@ -222,7 +222,9 @@ static void man_program(void)
 	     "this host\n"
 	     ".TP\n\\fIllb://FILE[#VERTEX[:INDEX]]\\fR\nthe result of a marshalled LLB definition, "
 	     "or of "
-	     "one vertex in it\n"
+	     "one vertex in it; FILE (\\- is standard input) may also be what \\fIbuildctl debug "
+	     "dump\\-llb\\fR or \\fIdocker buildx build "
+	     "\\-\\-call=convertllb,format=json\\fR prints\n"
 	     ".PP\nSeveral inputs are merged with \\-\\-merge; words before the last \\-\\-merge "
 	     "are REFs, "
 	     "words after it paths.");
