@@ -30,11 +30,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_header("Transfer-Encoding", "chunked")
         elif status != 304:
             self.send_header("Content-Length", str(fault.get("length", len(body))))
-        self.end_headers()
         end = min(fault.get("cut", len(body)), fault.get("stall", len(body)))
-        entry = [self.path, status, {k.lower(): v for k, v in self.headers.items()}, end]
-        self.server.owner.log.append(tuple(entry))
+        asked = {k.lower(): v for k, v in self.headers.items()}
+        self.server.owner.log.append((self.path, status, asked, end))
         try:
+            self.end_headers()
             if fault.get("no_length"):
                 self.wfile.write(b"%x\r\n%s\r\n" % (end, body[:end]) if end else b"")
                 self.wfile.write(b"0\r\n\r\n" if end == len(body) else b"")
