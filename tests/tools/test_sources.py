@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sources of single files, as the program shows their results: downloads and blobs."""
+import contextlib
 import hashlib
 import io
 import json
@@ -7,6 +8,7 @@ import os
 import subprocess
 import sys
 import tarfile
+import time
 
 import pytest
 
@@ -66,6 +68,15 @@ def keys(llbfs, name, *args):
     return one
 
 
+def largest(folder):
+    """The size of the largest file, while others come and go."""
+    sizes = [0]
+    with contextlib.suppress(FileNotFoundError):
+        for f in folder.iterdir():
+            sizes.append(f.stat().st_size)
+    return max(sizes)
+
+
 def content_of(store):
     return sorted(os.listdir(store / "content"))
 
@@ -98,18 +109,35 @@ def test_an_empty_file(get, web):
     assert web.statuses() == [200, 304]
 
 
-def test_keys_are_buildkits(llbfs, ref, web):
-    """The text that is hashed, as recorded from BuildKit for such a file."""
-    web.put("/file.txt", b"http content\n", modified=THEN)
-    v = keys(llbfs, ref(source(web.url("/file.txt"))))
-    want = ('{"Filename":"file.txt","Perm":0,"UID":0,"GID":0,"Checksum":"%s","LastModTime":"%s"}'
-            % (sha256(b"http content\n"), THEN))
-    first = v["ingredients"][0]
-    assert first["text"] == want
-    assert v["ingredients"][1]["text"] == "buildkit.source.v0:" + sha256(want.encode())
-    web.put("/file.txt", b"http content\n", modified="not a date")
-    v = keys(llbfs, ref(source(web.url("/file.txt"), {"http.uid": "1"})))
-    assert "LastModTime" not in v["ingredients"][0]["text"]
+# Recorded from BuildKit: attributes of a download of FILE, and what its key was.
+FILE = b'http payload\n'
+RECORDED = [
+    ({}, "3985a864c79c9470f28a9713aa36d46c17df73ee4278cac8753318de8eb67b91"),
+    ({"http.filename": "renamed", "http.perm": "0755", "http.uid": "1000", "http.gid": "1001",
+      "http.header.accept": "text/plain", "http.header.user-agent": "llbfs/1"},
+     "712feef237bdca0eaa38a2de8b03f3cc15aa1d9593a2a35d188c087dad1c4312"),
+    ({"http.checksum": sha256(FILE)},
+     "c385566aa2ad198bd0a5b20588541a48989bd9169865c7637b3e421ac6dd7051"),
+]
+
+
+@pytest.mark.parametrize("attrs,want", RECORDED)
+def test_keys_are_buildkits(llbfs, ref, web, attrs, want):
+    web.put("/file.txt", FILE, modified=THEN)
+    first, second = keys(llbfs, ref(source(web.url("/file.txt"), attrs)))["ingredients"][:2]
+    assert first["digest"] == f"sha256:{want}", first["text"]
+    assert second["text"] == f"buildkit.source.v0:sha256:{want}"
+
+
+def test_a_time_that_makes_no_sense_is_no_part_of_the_key(llbfs, ref, web):
+    web.put("/f", b"text", modified="yesterday")
+    assert "LastModTime" not in keys(llbfs, ref(source(web.url("/f"))))["ingredients"][0]["text"]
+
+
+def test_a_secret_is_known_by_its_name_only(llbfs, ref):
+    attrs = {"http.checksum": sha256(FILE), "http.authheadersecret": "TOKEN"}
+    text = keys(llbfs, ref(source("http://127.0.0.1:1/f", attrs)))["ingredients"][0]["text"]
+    assert text.endswith(',"AuthHeaderSecret":"TOKEN"}')
 
 
 def test_a_checksum_needs_no_network_for_the_key(llbfs, ref, web):
@@ -159,6 +187,30 @@ def test_lost_content_is_downloaded_again(get, web, tmp_path):
     (tmp_path / "store" / "content" / hexed).write_bytes(b"te")
     assert get(web.url("/f"))[1] == b"text"
     assert "if-none-match" not in web.log[2][2]
+
+
+def test_evicted_content_is_downloaded_again(get, web):
+    """Both together are more than the bound."""
+    for path in ("/a", "/b", "/a"):
+        web.put(path, path.encode() * 150_000, etag='"1"')
+        assert get(web.url(path), "--max-used-space", "400kB")[1] == path.encode() * 150_000
+    assert web.statuses() == [200, 200, 200]
+    assert get(web.url("/a"), "--max-used-space", "400kB") and web.statuses()[3] == 304
+
+
+def test_a_killed_download_leaves_nothing(llbfs, get, ref, web, tmp_path):
+    web.put("/f", BIG, etag='"1"')
+    web.fault("/f", stall=300_000)
+    p = subprocess.Popen([llbfs.path, "cat", ref(source(web.url("/f"))), "/f"], env=llbfs.env)
+    tmp = tmp_path / "store" / "tmp"
+    end = time.monotonic() + 30
+    while largest(tmp) < 300_000:
+        assert p.poll() is None and time.monotonic() < end
+        time.sleep(0.01)
+    p.kill()
+    p.wait()
+    assert get(web.url("/f"))[1] == BIG
+    assert content_of(tmp_path / "store") == [sha256(BIG)[7:]] and os.listdir(tmp) == []
 
 
 def test_with_a_checksum_what_is_here_is_not_asked_for(get, web):
