@@ -206,8 +206,8 @@ static void job_status(struct job *j)
 	} else if (is_passing(status)) {
 		if (status == 429 || status == 503)
 			exchange_overloaded(&j->x);
-		err_set(&err, -ETIMEDOUT, "%s: HTTP %u", url_host_text(job_url(j), host, sizeof(host)),
-			status);
+		err_set(&err, -ETIMEDOUT, "%s: HTTP %u",
+			url_host_text(job_url(j), host, sizeof(host)), status);
 		job_retry(j, -ETIMEDOUT, &err);
 	} else if (status == 416 && j->x.has_range && draft_restart(&j->draft, &err) == 0) {
 		job_send(j);

@@ -333,9 +333,9 @@ static void net_rate_timer(struct loop_timer *timer)
 
 static void exchange_clear_answer(struct exchange *x)
 {
-	char **const texts[] = {&x->location,	      &x->challenge,	    &x->content_range,
-				&x->content_type,     &x->content_encoding, &x->content_disposition,
-				&x->etag,	      &x->last_modified};
+	char **const texts[] = {&x->location,	  &x->challenge,	&x->content_range,
+				&x->content_type, &x->content_encoding, &x->content_disposition,
+				&x->etag,	  &x->last_modified};
 
 	for (size_t i = 0; i < countof(texts); i++) {
 		free(*texts[i]);

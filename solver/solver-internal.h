@@ -250,8 +250,8 @@ struct http_asked {
 };
 
 /* A new reference to the registry of @name, which is made once; NULL without network. */
-int source_registry(struct solver *solver, const struct image_name *name, struct registry **out,
-		    struct err *err);
+int source_image_registry(struct solver *solver, const struct image_name *name,
+			  struct registry **out, struct err *err);
 /* The folder that the command line gave for attribute oci.store. Errors: -EBADMSG, -ENOENT. */
 int source_layout_dir(const char **out, const struct vertex *v, const struct solver *solver,
 		      struct err *err);

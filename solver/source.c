@@ -82,8 +82,8 @@ int solver_secret(struct solver *solver, const char *id, struct strbuf *out, str
 		if (strcmp(solver->options.secrets[i].id, id) == 0)
 			secret = &solver->options.secrets[i];
 	if (!secret)
-		return err_set(err, -ENOENT, "no secret \"%s\" was given: say --secret id=%s,src=FILE",
-			       id, id);
+		return err_set(err, -ENOENT,
+			       "no secret \"%s\" was given: say --secret id=%s,src=FILE", id, id);
 	const char *text = secret->file ? NULL : getenv(secret->env);
 	if (!secret->file && !text)
 		return err_set(err, -ENOENT, "secret \"%s\": no variable %s", id, secret->env);

@@ -16,12 +16,7 @@
 #include "solver/solver-internal.h"
 #include "solver/solver.h"
 
-static int no_memory(struct err *err)
-{
-	return err_set(err, -ENOMEM, "out of memory");
-}
-
-/* Into the store, unless it is there. @fetch is how. */
+/* Gets the blob f->digest into the store, and its size into @f. */
 typedef int (*fetch_fn)(struct fetched *f, const struct vertex *v, struct solver *solver,
 			const struct image_name *name, struct err *err);
 
@@ -30,8 +25,9 @@ static int run_blob(const struct vertex *v, struct solver *solver, fetch_fn fetc
 {
 	scoped(image_name_deinit) struct image_name name = {0};
 	scoped(fetched_deinit) struct fetched f = {0};
+	scoped(close_fd) int lock_fd = -1;
 	struct digest digest;
-	char hex[DIGEST_HEX_MAX];
+	char hex[DIGEST_HEX_MAX], lock[16 + DIGEST_HEX_MAX];
 	int r = image_name_parse(&name, source_rest(v), err);
 	if (r == 0 && !name.digest)
 		r = err_set(err, -EBADMSG, "a blob without digest");
@@ -39,7 +35,14 @@ static int run_blob(const struct vertex *v, struct solver *solver, fetch_fn fetc
 		r = digest_parse(&digest, name.digest, err);
 	if (r < 0)
 		return r;
+	snprintf(lock, sizeof(lock), "fetch-%s", digest_hex(&digest, hex));
+	/* Who waited in vain goes alone: that costs bytes, and is no less right. */
+	r = store_lock(solver->options.store, lock, store_deadline_ms(solver->options.store),
+		       &lock_fd, err);
+	if (r < 0 && r != -EAGAIN)
+		return r;
 	/* Its key is its digest; nothing else is a blob's. */
+	r = 0;
 	if (fetched_recall(solver, &digest, &f, NULL) < 0) {
 		f.digest = digest;
 		r = fetch(&f, v, solver, &name, err);
@@ -57,7 +60,7 @@ static int fetch_registry(struct fetched *f, const struct vertex *v, struct solv
 			  const struct image_name *name, struct err *err)
 {
 	scoped(registry_unref) struct registry *registry = NULL;
-	int r = source_registry(solver, name, &registry, err);
+	int r = source_image_registry(solver, name, &registry, err);
 	if (r == 0 && !registry)
 		r = err_set(err, -ENETUNREACH, "not in the store, and there is no network");
 	f->size = BLOB_SIZE_UNKNOWN;
@@ -89,7 +92,7 @@ static int fetch_layout(struct fetched *f, const struct vertex *v, struct solver
 	scoped(free) char *path =
 		str_printf("%s/blobs/sha256/%s", dir, digest_hex(&f->digest, hex));
 	if (!path)
-		return no_memory(err);
+		return err_set(err, -ENOMEM, "out of memory");
 	if (stat(path, &st) < 0)
 		return err_errno(err, "%s", path);
 	f->size = (uint64_t)st.st_size;

@@ -129,8 +129,8 @@ static int make_registry(struct solver *solver, const struct image_name *name,
 	return 0;
 }
 
-int source_registry(struct solver *solver, const struct image_name *name, struct registry **out,
-		    struct err *err)
+int source_image_registry(struct solver *solver, const struct image_name *name,
+			  struct registry **out, struct err *err)
 {
 	*out = NULL;
 	if (!solver->options.net)
@@ -239,7 +239,7 @@ static int resolve_name(struct solver *solver, const char *text, const struct im
 			struct err *err)
 {
 	scoped(registry_unref) struct registry *registry = NULL;
-	int r = source_registry(solver, name, &registry, err);
+	int r = source_image_registry(solver, name, &registry, err);
 	if (r < 0)
 		return err_wrap(err, r, "%s", key);
 	const struct origin origin = {

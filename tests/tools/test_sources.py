@@ -364,13 +364,16 @@ def test_a_download_is_unpacked_by_a_copy(llbfs, ref, web):
     assert llbfs.text("cat", ref(http, copy), "/out/inside/f") == "text"
 
 
+def cat_at_once(llbfs, name, n=4):
+    running = [subprocess.Popen([llbfs.path, "cat", name, "/f"], env=llbfs.env,
+                                stdout=subprocess.PIPE) for _ in range(n)]
+    return [p.communicate(timeout=60)[0] for p in running]
+
+
 def test_processes_share_one_download(llbfs, ref, web):
     """Who comes second waits, and asks whether it changed."""
     web.put("/f", BIG, etag='"1"')
-    name = ref(source(web.url("/f")))
-    running = [subprocess.Popen([llbfs.path, "cat", name, "/f"], env=llbfs.env,
-                                stdout=subprocess.PIPE) for _ in range(4)]
-    assert all(p.communicate(timeout=60)[0] == BIG for p in running)
+    assert cat_at_once(llbfs, ref(source(web.url("/f")))) == [BIG] * 4
     assert sorted(web.statuses()) == [200, 304, 304, 304]
 
 
@@ -404,6 +407,13 @@ def test_blobs_of_a_layout(llbfs, ref, layout):
     assert "--oci-layout" in llbfs.error(3, "ls", absent)
     slash = ref(source(f"oci-layout+blob://any@{sha256(BIG)}", {**where, "http.filename": "a/b"}))
     assert "no name" in llbfs.error(2, "ls", *args, slash)
+
+
+def test_processes_share_one_blob(llbfs, ref, layout):
+    with Registry({"app": str(layout)}) as registry:
+        url = f"docker-image+blob://{registry.host}/app@{sha256(BIG)}"
+        assert cat_at_once(llbfs, ref(source(url, {"http.filename": "f"}))) == [BIG] * 4
+        assert len(registry.log) == 1
 
 
 def test_a_blob_of_a_registry(llbfs, ref, layout):
