@@ -85,12 +85,13 @@ uint64_t net_deadline_ms(const struct net *net);
 void net_stats(struct net *net, struct net_stats *out);
 define_scoped(struct net *, net_free);
 
+#define BLOB_SIZE_UNKNOWN UINT64_MAX
 /* One ranged read of one blob at a remote. The caller embeds it, fills the first part, and keeps
  * it until done has been called, exactly once. data and done come from the network thread (for
  * local remotes: from inside transfer_start) and must not block. */
 struct transfer {
 	struct digest digest; /* which blob */
-	uint64_t blob_size;
+	uint64_t blob_size; /* of a registry, for a whole blob, also BLOB_SIZE_UNKNOWN: set on the way */
 	uint64_t off, len; /* stored range; len > 0, inside the blob */
 	uint64_t deadline_ns; /* CLOCK_MONOTONIC; 0 = now + the net's deadline. For a streamed
 				 transfer it bounds the wait for the next byte instead. */
@@ -414,6 +415,37 @@ int content_put(struct store *store, const struct content_source *source, bool s
 int content_sync(struct store *store, struct err *err);
 /* Reads all of it: -ENOENT not there, -EBADMSG not what its name says (and then it is removed). */
 int content_check(struct store *store, const struct digest *digest, uint64_t size, struct err *err);
+/* From now until the process ends it is not evicted. -ENOENT when it is not here. */
+int content_keep(struct store *store, const struct digest *digest, uint64_t size, struct err *err);
+/* Makes one out of a whole blob of @remote, as it is stored; verified, and kept as by content_keep.
+ * @size may be BLOB_SIZE_UNKNOWN for a registry, and is set. Blocks while bytes come.
+ * Errors: -EBADMSG, -ENOSPC, those of transfers. */
+int content_fetch(struct store *store, struct remote *remote, const struct digest *digest,
+		  uint64_t *size, struct err *err);
+
+/* One GET of a URL, whose body becomes a flat file. */
+struct download {
+	/* given; borrowed */
+	const char *url;			       /* http: or https: */
+	const char *accept, *user_agent, *authorization; /* headers; NULL = the usual, or none */
+	const char *etag, *modified; /* of what is here already; NULL = nothing is */
+	const struct digest *wanted; /* what it must be; NULL = anything */
+	/* the answer */
+	bool is_unchanged;					  /* what is here already is right */
+	char *new_etag, *last_modified, *content_disposition; /* headers; NULL = not said */
+	struct digest digest; /* of the content, kept as by content_keep */
+	uint64_t size;
+};
+/* Follows redirects, retries, goes on after a cut where the server vouches that it is the same file.
+ * Blocks while bytes come, at most the net's deadline for the next one.
+ * Errors: -EBADMSG it is not @wanted, or no sound answer; -ENOENT, -EACCES, -ENOSPC, -ETIMEDOUT,
+ * -EINVAL a header that cannot be sent, network errors. */
+int content_download(struct store *store, struct download *d, struct err *err);
+void download_deinit(struct download *d);
+static inline void download_deinit_scoped(struct download *d)
+{
+	download_deinit(d);
+}
 
 /* Inflates one gzip member, whose start @in is, at most @max bytes; appends to @out.
  * Errors: -EBADMSG, -EFBIG. */

@@ -5,7 +5,7 @@
  *
  * The kernel can read such a file itself (passthrough), and equal files of all layers share one.
  * They are made in the background out of spans that are here, verified as a whole, and appear by
- * rename.
+ * rename. Downloads and single blobs are made in drafts (draft.c).
  *
  * What results have of host folders is put here, too, as nothing else will have it tomorrow. Nobody
  * could fetch that again, so it is hashed once more before its first use (content_check), while flat
@@ -48,6 +48,20 @@ int content_open(struct store *store, const struct digest *digest, uint64_t size
 	*fd = -1;
 	store_file_remove(store, "content", hex);
 	return -ENOENT;
+}
+
+int content_keep(struct store *store, const struct digest *digest, uint64_t size, struct err *err)
+{
+	char hex[DIGEST_HEX_MAX];
+	int fd;
+
+	/* The lease first: what is here after that stays. */
+	int r = gc_lease(store->gc, digest_hex(digest, hex), err);
+	if (r == 0)
+		r = content_open(store, digest, size, &fd);
+	if (r == 0)
+		close_fd(fd);
+	return r;
 }
 
 static void flat_free(struct flat_job *job, int r, const struct err *err)

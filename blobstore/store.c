@@ -9,7 +9,7 @@
  *	partial/HEX.stream	a pass over a whole layer under way, kept for a resume (pass.c)
  *	spans/KEY index/KEY	tables of spans, indexes of layers: derived, made again when lost
  *	frames/KEY		re-framed copies of what has no restart points
- *	content/HEX		flat files of plain content
+ *	content/HEX		flat files of plain content, of downloads, of single blobs
  *	trees/HEX		trees that were made here and do not fit the catalogue (merge/treefile.c)
  *	learned/HEX		what earlier mounts read
  *	locks/NAME leases/PID-N	flock()ed, so that they die with their holder

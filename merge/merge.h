@@ -157,6 +157,11 @@ int memtree_add(struct tree *t, const char *path, const struct attr *attr, const
 int memtree_link(struct tree *t, const char *path, const char *target);
 int memtree_xattr(struct tree *t, const char *path, const char *name, const void *value, size_t len);
 
+/* A flat file of the store (see content_fetch) as the file FLATTREE_FILE, "content", in the root. */
+#define FLATTREE_FILE (TREE_ROOT + 1)
+int flattree_new(struct tree **out, struct store *store, const struct digest *digest,
+		 uint64_t size);
+
 /* A host folder, live, read safely beneath its root. overlayfs' whiteouts and opaque marks become
  * flags when @is_layer. Holds no descriptor while idle, so that 10,000 of them are fine. */
 int dirtree_new(struct tree **out, const char *path, bool is_layer, struct err *err);

@@ -224,6 +224,56 @@ int source_layout_resolve(struct solver *solver, const char *name, const char *d
 int source_archive_resolve(struct solver *solver, const char *text, const struct ref_text *what,
 			   struct ref **out, struct err *err);
 
+/* --- texts of HTTP (httptext.c) --- */
+
+/* What a download is called: what was @said, else as @disposition (a Content-Disposition), else as
+ * the URL ends. Both may be NULL. Caller frees; NULL = no memory. */
+char *httptext_filename(const char *said, const char *disposition, const char *url);
+/* A date of a header, in any of its three forms, as Unix time. Errors: -EINVAL. */
+int httptext_date(int64_t *out, const char *text);
+#define HTTPTEXT_DATE_MAX 64
+char *httptext_date_text(int64_t t, char buf[HTTPTEXT_DATE_MAX]); /* returns @buf */
+
+/* --- sources of one file (source_file.c) --- */
+
+/* What was fetched under a name, by any process; texts may be NULL. */
+struct fetched {
+	struct digest digest; /* of content of the store */
+	uint64_t size;
+	char *etag, *last_modified, *disposition;
+};
+void fetched_deinit(struct fetched *f);
+static inline void fetched_deinit_scoped(struct fetched *f)
+{
+	fetched_deinit(f);
+}
+/* Its content is here, and stays until the process ends. -ENOENT: it was not fetched, or is lost. */
+int fetched_recall(struct solver *solver, const struct digest *key, struct fetched *out,
+		   struct err *err);
+int fetched_keep(struct solver *solver, const struct digest *key, const struct fetched *f,
+		 struct err *err);
+/* The ref of a folder with the one file @name, as the attributes http.perm, uid and gid want it. */
+int source_file(struct ref **out, const struct vertex *v, struct solver *solver, const char *name,
+		const struct fetched *content, int64_t mtime_s, struct err *err);
+/* A number as Go reads it with any base. A missing one is 0. */
+int source_number(int64_t *out, const struct vertex *v, const char *key, struct err *err);
+/* What comes after the scheme. */
+const char *source_rest(const struct vertex *v);
+
+/* What asking found out of a download: v->asked. */
+struct http_asked {
+	struct fetched content;
+	bool has_time;
+	int64_t mtime_s; /* Last-Modified; 0 = not known */
+};
+
+/* A new reference to the registry of @name, which is made once; NULL without network. */
+int source_image_registry(struct solver *solver, const struct image_name *name,
+			  struct registry **out, struct err *err);
+/* The folder that the command line gave for attribute oci.store. Errors: -EBADMSG, -ENOENT. */
+int source_layout_dir(const char **out, const struct vertex *v, const struct solver *solver,
+		      struct err *err);
+
 /* The document that a name leads to: an index or a manifest. */
 struct image_root {
 	struct desc desc; /* the media type may be NULL */
@@ -502,6 +552,10 @@ struct op_ops {
 	 * the network. Called at most once a vertex, before both. */
 	int (*ask)(struct vertex *v, struct solver *solver, struct err *err);
 	void (*asked_free)(void *asked);
+	/* Sources: what @v is in a cache, after ask if that was allowed (cachekey_source.c).
+	 * Errors: -ENODATA the definition alone does not tell. */
+	int (*keys)(struct vertex_keys *keys, const struct vertex *v, const struct solver *solver,
+		    struct err *err);
 };
 extern const struct op_ops op_merge;
 extern const struct op_ops op_diff;
@@ -509,6 +563,9 @@ extern const struct op_ops op_file;
 extern const struct op_ops source_local_op;
 extern const struct op_ops source_image_op;
 extern const struct op_ops source_layout_op;
+extern const struct op_ops source_http_op;
+extern const struct op_ops source_image_blob_op;
+extern const struct op_ops source_layout_blob_op;
 /* What @v wants images to be for. */
 const struct platform *vertex_platform(const struct vertex *v, const struct solver *solver);
 /* @ref, or as many of its first layers as attribute @key says. New reference. */
@@ -575,3 +632,16 @@ int keys_file(struct vertex_keys *keys, const struct vertex *v, struct err *err)
 /* Errors: -ENODATA not known from the definition alone. */
 int keys_source(struct vertex_keys *keys, const struct vertex *v, const struct solver *solver,
 		struct err *err);
+/* op_ops.keys of sources */
+int keys_image(struct vertex_keys *keys, const struct vertex *v, const struct solver *solver,
+	       struct err *err);
+int keys_layout(struct vertex_keys *keys, const struct vertex *v, const struct solver *solver,
+		struct err *err);
+int keys_local(struct vertex_keys *keys, const struct vertex *v, const struct solver *solver,
+	       struct err *err);
+int keys_blob(struct vertex_keys *keys, const struct vertex *v, const struct solver *solver,
+	      struct err *err);
+int keys_http(struct vertex_keys *keys, const struct vertex *v, const struct solver *solver,
+	      struct err *err);
+/* The map of a source whose key is @key, which is cleared: the last part of an op_ops.keys. */
+int keys_add_source(struct vertex_keys *keys, struct strbuf *key, struct err *err);

@@ -75,6 +75,30 @@ void solver_free(struct solver *solver)
 	free(solver);
 }
 
+/* ------------------------------------------------------------------ secrets */
+
+#define SECRET_MAX (500u << 10)
+
+int solver_secret(struct solver *solver, const char *id, struct strbuf *out, struct err *err)
+{
+	const struct solver_secret *secret = NULL;
+	for (size_t i = 0; i < solver->options.n_secrets; i++)
+		if (strcmp(solver->options.secrets[i].id, id) == 0)
+			secret = &solver->options.secrets[i];
+	if (!secret)
+		return err_set(err, -ENOENT,
+			       "no secret \"%s\" was given: say --secret id=%s,src=FILE", id, id);
+	const char *text = secret->file ? NULL : getenv(secret->env);
+	if (!secret->file && !text)
+		return err_set(err, -ENOENT, "secret \"%s\": no variable %s", id, secret->env);
+	int r = secret->file ? read_file(AT_FDCWD, secret->file, SECRET_MAX, out) : 0;
+	if (r < 0)
+		return err_set(err, r, "secret \"%s\": %s: %s", id, secret->file, strerror(-r));
+	if (text)
+		strbuf_puts(out, text);
+	return out->failed ? no_memory(err) : 0;
+}
+
 /* ------------------------------------------------------------------ folders */
 
 static int resolve_dir(struct solver *solver, const char *text, const struct ref_text *what,

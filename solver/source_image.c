@@ -353,4 +353,4 @@ static int run_image(const struct vertex *v, struct solver *solver, struct ref *
 	return r < 0 ? r : image_limit(&outputs[0], ref, v, "image.layerlimit", err);
 }
 
-const struct op_ops source_image_op = {.run = run_image};
+const struct op_ops source_image_op = {.run = run_image, .keys = keys_image};

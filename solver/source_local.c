@@ -218,4 +218,4 @@ static int run(const struct vertex *v, struct solver *solver, struct ref *const 
 	return ref_made(&outputs[0], v->op.source.identifier, layer, err);
 }
 
-const struct op_ops source_local_op = {.run = run};
+const struct op_ops source_local_op = {.run = run, .keys = keys_local};
