@@ -59,6 +59,7 @@ static const struct {
 	{OP_SOURCE, "docker-image://", &source_image_op},
 	{OP_SOURCE, "oci-layout://", &source_layout_op},
 	{OP_SOURCE, "local://", &source_local_op},
+	{OP_SOURCE, "git://", &source_git_op},
 	{OP_FILE, NULL, &op_file},
 	{OP_MERGE, NULL, &op_merge},
 	{OP_DIFF, NULL, &op_diff},

@@ -187,6 +187,7 @@ struct solver {
 	 * answer for a tag, and one set of credentials for a repository */
 	vec(struct solver_image) images;
 	vec(struct solver_registry) registries;
+	struct git_state *git; /* answers and checkouts (git_clone.c); NULL = none yet */
 };
 
 /* What a definition may ask of an image beyond its name. */
@@ -466,6 +467,7 @@ extern const struct op_ops op_merge;
 extern const struct op_ops op_diff;
 extern const struct op_ops op_file;
 extern const struct op_ops source_local_op;
+extern const struct op_ops source_git_op;
 extern const struct op_ops source_image_op;
 extern const struct op_ops source_layout_op;
 /* What @v wants images to be for. */
@@ -515,6 +517,8 @@ void keys_platform(struct strbuf *json, const struct vertex *v, const struct sol
 int keys_exec(struct vertex_keys *keys, const struct vertex *v, const struct solver *solver,
 	      struct err *err);
 int keys_file(struct vertex_keys *keys, const struct vertex *v, struct err *err);
+/* What the key of a git source says, appended to @key (source_git.c). Errors: as keys_source. */
+int git_key(struct strbuf *key, const struct vertex *v, struct err *err);
 /* Errors: -ENODATA not known from the definition alone. */
 int keys_source(struct vertex_keys *keys, const struct vertex *v, const struct solver *solver,
 		struct err *err);

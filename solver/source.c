@@ -14,6 +14,7 @@
 
 #include "blobstore/base.h"
 #include "blobstore/blobstore.h"
+#include "solver/git-internal.h"
 #include "solver/solver-internal.h"
 #include "solver/solver.h"
 
@@ -67,8 +68,34 @@ void solver_free(struct solver *solver)
 		registry_unref(solver->registries.items[i].registry);
 	}
 	vec_free(&solver->registries);
+	git_state_free(solver->git);
 	pthread_mutex_destroy(&solver->lock);
 	free(solver);
+}
+
+/* ------------------------------------------------------------------ secrets */
+
+#define SECRET_MAX (500u << 10) /* as in BuildKit */
+
+int solver_secret(struct solver *solver, const char *id, struct strbuf *out, struct err *err)
+{
+	for (size_t i = 0; i < solver->options.n_secrets; i++) {
+		const struct solver_secret *s = &solver->options.secrets[i];
+		if (strcmp(s->id, id) != 0)
+			continue;
+		if (s->file) {
+			int r = read_file(AT_FDCWD, s->file, SECRET_MAX, out);
+			return r < 0 ? err_set(err, r == -ENOENT ? -EINVAL : r,
+					       "secret %s: %s: %s", id, s->file, strerror(-r))
+				     : 0;
+		}
+		const char *value = getenv(s->env);
+		if (!value)
+			return err_set(err, -EINVAL, "secret %s: $%s is not set", id, s->env);
+		strbuf_puts(out, value);
+		return out->failed ? no_memory(err) : 0;
+	}
+	return err_set(err, -ENOENT, "no secret was given as %s", id);
 }
 
 /* ------------------------------------------------------------------ folders */
