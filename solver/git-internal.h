@@ -46,6 +46,8 @@ void git_asked_deinit(struct git_asked *asked);
 int git_refs_find(struct git_asked *out, const char *text, const char *ref, struct err *err);
 /* The line of what git wrote to stderr that tells why it failed; without passwords. */
 char *git_reason(const char *text);
+/* What kind of failure that is: -EIO when nothing is known of it. */
+int git_errno(const char *text);
 
 /* ------------------------------------------------------------------ the program (git_run.c) */
 
@@ -63,7 +65,8 @@ struct git {
 };
 /* Runs git with @args, which end with NULL. @out (may be NULL) gets its standard output, @notes (may
  * be NULL) what it wrote to standard error.
- * Errors: -ENOENT it is not installed, -ETIMEDOUT, -EIO it failed, with its reason. */
+ * Errors: -ENODEV it is not installed, -ETIMEDOUT, -ECONNREFUSED, -EHOSTUNREACH, -EACCES, -EIO it failed
+ * otherwise; with its reason. */
 int git_run(const struct git *git, const char *const *args, struct strbuf *out,
 	    struct strbuf *notes, struct err *err);
 

@@ -297,13 +297,13 @@ static int judge(const struct child *c, int status, bool in_time, const struct g
 	if (WIFEXITED(status) && WEXITSTATUS(status) == 0)
 		return 0;
 	if (WIFEXITED(status) && WEXITSTATUS(status) == NOT_STARTED && c->notes->len == 0)
-		return err_set(err, -ENOENT,
+		return err_set(err, -ENODEV,
 			       "git is not there: sources in git need it (Debian's package git)");
 	scoped(free) char *reason = git_reason(c->notes->len ? c->notes->data : "");
 	if (!reason)
 		return no_memory(err);
 	if (*reason)
-		return err_set(err, -EIO, "git %s: %.300s", command, reason);
+		return err_set(err, git_errno(c->notes->data), "git %s: %.300s", command, reason);
 	return WIFSIGNALED(status)
 		       ? err_set(err, -EIO, "git %s: ended by signal %d", command, WTERMSIG(status))
 		       : err_set(err, -EIO, "git %s: exit code %d", command, WEXITSTATUS(status));

@@ -282,3 +282,29 @@ char *git_reason(const char *text)
 			*p = '?';
 	return clean;
 }
+
+int git_errno(const char *text)
+{
+	static const struct {
+		const char *words;
+		int code;
+	} rows[] = {
+		{"Connection refused", -ECONNREFUSED},
+		{"Failed to connect", -ECONNREFUSED},
+		{"Could not resolve host", -EHOSTUNREACH},
+		{"unable to look up", -EHOSTUNREACH},
+		{"Name or service not known", -EHOSTUNREACH},
+		{"unreachable", -EHOSTUNREACH},
+		{"timed out", -ETIMEDOUT},
+		{"Authentication failed", -EACCES},
+		{"could not read Username", -EACCES},
+		{"could not read Password", -EACCES},
+		{"Permission denied (", -EACCES},
+		{"Host key verification failed", -EACCES},
+		{"The requested URL returned error: 403", -EACCES},
+	};
+	for (size_t i = 0; i < countof(rows); i++)
+		if (strstr(text, rows[i].words))
+			return rows[i].code;
+	return -EIO;
+}
