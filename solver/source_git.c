@@ -58,10 +58,13 @@ static int check_supported(const struct vertex *v, struct err *err)
 /* What ends up in arguments of git must not look like an option or be more than a line. */
 static int check_text(const char *what, const char *text, struct err *err)
 {
-	bool is_bad = text[0] == '-';
+	if (text[0] == '-')
+		return err_set(err, -EINVAL, "invalid git %s \"%.80s\"", what, text);
 	for (const char *p = text; *p; p++)
-		is_bad = is_bad || (uint8_t)*p < 0x20 || *p == 0x7f;
-	return is_bad ? err_set(err, -EINVAL, "invalid git %s \"%.80s\"", what, text) : 0;
+		if ((uint8_t)*p < 0x20 || *p == 0x7f)
+			return err_set(err, -EINVAL, "invalid git %s: has control characters",
+				       what);
+	return 0;
 }
 
 /* No options, and nothing that means more than one ref to git. */

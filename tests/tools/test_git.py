@@ -276,10 +276,13 @@ def test_hostile_submodules(parent, repo, solve, tmp_path):
 
 def test_hostile_refs(repo, solve, tmp_path):
     for fragment in ("-x", "--upload-pack=touch owned", "a b", "a..b~1", "main^{}", "a*",
-                     "refs/heads/main%0A", "x%00"):
+                     "refs/heads/main%7F", "x%00"):
         assert solve(git_source(repo.url, fragment), code=6 if "%00" in fragment else 2)
     assert "https://ext::" in solve(git_source("ext::sh -c true"), code=8)
-    assert "invalid git address" in solve(git_source("git://a\nb/c"), code=2)
+    odd = source("git://a/b", {"git.fullurl": "git://a\nb/c"})
+    assert "invalid git address" in solve(odd, code=2)
+    odd = source("git://a/b", {"git.fullurl": "https://u:secret@127.0.0.1:1/x"})
+    assert "secret" not in solve(odd, code=5)
 
 
 def test_attributes_that_are_refused(repo, solve):
@@ -385,3 +388,26 @@ def test_keys(repo, llbfs, tmp_path):
 def test_git_is_not_installed(repo, solve, llbfs, tmp_path):
     llbfs.env["PATH"] = str(tmp_path)
     assert "Debian's package git" in solve(git_source(repo.url), code=7)
+
+
+def test_ssh(solve, llbfs, tmp_path):
+    """What the program ssh is called with: the hosts of the definition, the caller's agent if it may."""
+    (tmp_path / "bin").mkdir()
+    ssh = tmp_path / "bin" / "ssh"
+    ssh.write_text(f"""#!/bin/sh
+        for a; do case $a in UserKnownHostsFile=*) cat "${{a#*=}}" > {tmp_path}/hosts; esac; done
+        echo "agent=$SSH_AUTH_SOCK home=$HOME $*" > {tmp_path}/called
+        echo 'git@host: Permission denied (publickey).' >&2
+        exit 255
+        """)
+    ssh.chmod(0o755)
+    llbfs.env.update(PATH=f"{ssh.parent}:{ENV['PATH']}", SSH_AUTH_SOCK="/agent")
+    why = solve(git_source("git@host:r.git", "main", knownsshhosts="host key\n"), code=4)
+    assert "Permission denied" in why
+    called = (tmp_path / "called").read_text()
+    assert (tmp_path / "hosts").read_text() == "host key\n"
+    assert called.startswith("agent= home=/nonexistent -F /dev/null -o BatchMode=yes")
+    assert "StrictHostKeyChecking=yes" in called and "git@host" in called
+    solve(git_source("ssh://git@host/r.git", "main", mountsshsock="default"), code=4)
+    called = (tmp_path / "called").read_text()
+    assert called.startswith("agent=/agent ") and "StrictHostKeyChecking=no" in called
