@@ -11,6 +11,7 @@
  *	frames/KEY		re-framed copies of what has no restart points
  *	content/HEX		flat files of plain content
  *	learned/HEX		what earlier mounts read
+ *	git/HEX git/work/	clones and checkouts (solver/git_clone.c)
  *	locks/NAME leases/PID-N	flock()ed, so that they die with their holder
  *	tmp/			files before their rename; flock()ed while their writer lives
  *	catalogue.db		SQLite (WAL): names, space

@@ -85,10 +85,10 @@ struct git_want {
 	bool is_commit; /* nothing but the commit was asked for */
 	bool is_offline;
 };
-/* A folder with the files, which stays until @solver ends; *time is that of the commit.
+/* A folder with the files, which stays until @solver ends; *time_s is that of the commit.
  * Errors: those of git_run, -ENETUNREACH, -ENOSPC. */
 int git_checkout(struct solver *solver, const struct git *git, const struct git_want *want,
-		 char **dir, int64_t *time, struct err *err);
+		 char **dir, int64_t *time_s, struct err *err);
 /* What was asked before: 1, or 0. -ENOMEM. */
 int git_recall(struct solver *solver, const char *remote, const char *ref, struct git_asked *out);
 int git_remember(struct solver *solver, const char *remote, const char *ref,

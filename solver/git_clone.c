@@ -9,7 +9,8 @@
  * A clone is as shallow as its commits: each was fetched alone, without history, and is kept by a ref
  * refs/llbfs/keep/SHA, which appears when all of it is there. So a commit is asked for once, and
  * no moved branch or tag can be in the way of another. Servers that do not give single commits are
- * asked for all branches and tags. One process at a time uses a clone.
+ * asked for all branches and tags. One process at a time uses a clone, and whoever comes by removes
+ * those that nobody used for a month; they do not count into the bound of the store.
  *
  * A checkout has its own index, configuration and submodules, since those of a shared repository
  * would be those of another commit. Its folder is locked while its solver lives: whoever finds one
@@ -22,6 +23,7 @@
 #include <sys/file.h>
 #include <sys/random.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "blobstore/base.h"
@@ -30,7 +32,9 @@
 
 /* Somebody else may be fetching all of a large repository. */
 #define LOCK_WAIT_MS (10 * 60 * 1000)
+#define UNUSED_S (30 * 24 * 3600)
 #define KEEP "refs/llbfs/keep/"
+#define MARK "llbfs" /* of a finished clone; its time is that of the last use */
 
 static int no_memory(struct err *err)
 {
@@ -156,6 +160,36 @@ static int lock_folder(const char *path)
 	return -1;
 }
 
+/* Removes the clone @path if nobody used it for long and nobody uses it now. */
+static void sweep_clone(struct store *store, const char *path, const char *hex)
+{
+	scoped(free) char *mark = str_printf("%s/" MARK, path);
+	scoped(free) char *lock_name = str_printf("git-%s", hex);
+	scoped(close_fd) int lock = -1;
+	struct stat st;
+	if (!mark || !lock_name || stat(mark, &st) < 0 || time(NULL) - st.st_mtime < UNUSED_S ||
+	    store_lock(store, lock_name, 0, &lock, NULL) < 0)
+		return;
+	/* Perhaps it was used meanwhile. */
+	if (stat(mark, &st) == 0 && time(NULL) - st.st_mtime >= UNUSED_S)
+		remove_all(path);
+}
+
+static void sweep_clones(struct store *store, const char *top)
+{
+	char *const paths[] = {(char *)top, NULL};
+	FTS *fts = fts_open(paths, FTS_PHYSICAL | FTS_NOCHDIR, NULL);
+	for (FTSENT *e; fts && (e = fts_read(fts));) {
+		if (e->fts_level != 1 || e->fts_info != FTS_D)
+			continue;
+		if (strlen(e->fts_name) == DIGEST_HEX_MAX - 1)
+			sweep_clone(store, e->fts_accpath, e->fts_name);
+		fts_set(fts, e, FTS_SKIP);
+	}
+	if (fts)
+		fts_close(fts);
+}
+
 /* Removes the checkouts of processes that are gone. */
 static void sweep(const char *top)
 {
@@ -210,7 +244,6 @@ static int new_work(struct solver *solver, const char *top, const char **dir, st
 /* ------------------------------------------------------------------ bare clones */
 
 struct clone {
-	struct solver *solver;
 	const struct git *git; /* what all commands have */
 	const struct git_want *want;
 	char *dir, *keep;
@@ -228,7 +261,7 @@ static int clone_run(const struct clone *c, const char *const *args, struct strb
 /* Makes the clone, or makes good one that was not finished. */
 static int clone_init(const struct clone *c, struct err *err)
 {
-	scoped(free) char *done = str_printf("%s/llbfs", c->dir);
+	scoped(free) char *done = str_printf("%s/" MARK, c->dir);
 	if (!done)
 		return no_memory(err);
 	if (access(done, F_OK) == 0)
@@ -266,7 +299,7 @@ static int fetch_all(const struct clone *c, struct err *err)
 				    "--force",
 				    "--no-tags",
 				    "--no-write-fetch-head",
-				    access(shallow, F_OK) == 0 ? "--unshallow" : "--quiet",
+				    access(shallow, F_OK) == 0 ? "--unshallow" : "--no-auto-gc",
 				    "--",
 				    "origin",
 				    "+refs/heads/*:refs/llbfs/heads/*",
@@ -312,9 +345,13 @@ static int clone_fetch(const struct clone *c, struct err *err)
 /* The lock of the clone is held. */
 static int clone_need(const struct clone *c, struct err *err)
 {
-	int r = clone_init(c, err);
-	if (r < 0 || clone_has(c))
+	scoped(free) char *mark = str_printf("%s/" MARK, c->dir);
+	int r = mark ? clone_init(c, err) : no_memory(err);
+	if (r < 0)
 		return r;
+	utimensat(AT_FDCWD, mark, NULL, 0);
+	if (clone_has(c))
+		return 0;
 	if (c->want->is_offline)
 		return err_set(err, -ENETUNREACH, "offline, and commit %s was not fetched before",
 			       c->want->sha);
@@ -323,13 +360,15 @@ static int clone_need(const struct clone *c, struct err *err)
 		return r;
 	remove_all(c->dir);
 	r = clone_init(c, err);
-	return r < 0 ? r : clone_fetch(c, err);
+	if (r == 0)
+		r = clone_fetch(c, err);
+	return r == -ESTALE ? -EIO : r;
 }
 
 /* ------------------------------------------------------------------ checkouts */
 
 /* The files without a repository: one that borrows the clone's objects is made for it. */
-static int check_out(const struct clone *c, struct git *git, const char *work, struct err *err)
+static int check_out(const struct clone *c, const struct git *git, struct err *err)
 {
 	scoped(free) char *borrowed = str_printf("%s/objects/info/alternates", git->git_dir);
 	scoped(free) char *line = str_printf("%s/objects\n", c->dir);
@@ -425,7 +464,7 @@ static int pull(const struct clone *c, const struct git *git, struct err *err)
 }
 
 /* The files with their repository, in .git. */
-static int check_out_whole(const struct clone *c, struct git *git, struct err *err)
+static int check_out_whole(const struct clone *c, const struct git *git, struct err *err)
 {
 	scoped(free) char *commit = str_printf("%s^{commit}", c->want->sha);
 	scoped(free) char *remote = git_redact(c->want->remote);
@@ -485,7 +524,7 @@ static int read_time(const struct clone *c, int64_t *out, struct err *err)
 }
 
 /* With the lock of the clone held. */
-static int clone_check_out(const struct clone *c, const char *work, char **dir, int64_t *time,
+static int clone_check_out(const struct clone *c, const char *work, char **dir, int64_t *time_s,
 			   struct err *err)
 {
 	scoped(free) char *tree = str_printf("%s/tree", work);
@@ -498,9 +537,9 @@ static int clone_check_out(const struct clone *c, const char *work, char **dir, 
 	struct git git = *c->git;
 	git.work_tree = tree;
 	git.git_dir = git_dir;
-	int r = is_whole ? check_out_whole(c, &git, err) : check_out(c, &git, work, err);
+	int r = is_whole ? check_out_whole(c, &git, err) : check_out(c, &git, err);
 	if (r == 0 && c->want->commit_time)
-		r = read_time(c, time, err);
+		r = read_time(c, time_s, err);
 	if (r == 0 && !c->want->skip_submodules)
 		r = update_submodules(&git, err);
 	if (!is_whole)
@@ -524,9 +563,9 @@ static void clone_deinit_scoped(struct clone *c)
 }
 
 int git_checkout(struct solver *solver, const struct git *git, const struct git_want *want,
-		 char **dir, int64_t *time, struct err *err)
+		 char **dir, int64_t *time_s, struct err *err)
 {
-	scoped(clone_deinit) struct clone c = {.solver = solver, .git = git, .want = want};
+	scoped(clone_deinit) struct clone c = {.git = git, .want = want};
 	const char *root = store_root(solver->options.store);
 	scoped(free) char *real = realpath(root, NULL);
 	scoped(free) char *top = real ? str_printf("%s/git", real) : NULL;
@@ -543,6 +582,7 @@ int git_checkout(struct solver *solver, const struct git *git, const struct git_
 	if (r < 0)
 		return err_set(err, r, "%s: %s", works, strerror(-r));
 	sweep(works);
+	sweep_clones(solver->options.store, top);
 	digest_bytes(&digest, name, strlen(name));
 	r = clone_open(&c, top, digest_hex(&digest, hex), err);
 	if (r == 0)
@@ -555,5 +595,5 @@ int git_checkout(struct solver *solver, const struct git *git, const struct git_
 			    : no_memory(err);
 	if (r == 0)
 		r = clone_need(&c, err);
-	return r < 0 ? r : clone_check_out(&c, work, dir, time, err);
+	return r < 0 ? r : clone_check_out(&c, work, dir, time_s, err);
 }

@@ -346,6 +346,18 @@ def test_nothing_is_left(repo, solve, llbfs, tmp_path):
     assert os.listdir(work) == []
 
 
+def test_clones_are_forgotten(repo, parent, solve, tmp_path):
+    top = tmp_path / "store" / "git"
+    solve(git_source(repo.url))
+    old = next(top / name for name in os.listdir(top) if name != "work")
+    solve(git_source(parent.url, skipsubmodules="true"))
+    assert len(os.listdir(top)) == 3
+    os.utime(old / "llbfs", (TIME, TIME))
+    solve(git_source(parent.url, skipsubmodules="true"))
+    assert len(os.listdir(top)) == 2 and not old.exists()
+    assert solve(git_source(repo.url))["/file"].text == "two\n"
+
+
 def test_a_clone_that_was_not_finished(repo, solve, tmp_path):
     solve(git_source(repo.url))
     top = tmp_path / "store" / "git"
