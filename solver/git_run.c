@@ -266,7 +266,8 @@ static bool watch(struct child *c, uint64_t deadline_ms)
 		int wait = end > now ? (int)MIN((end - now) / NS_PER_MS + 1, (uint64_t)INT_MAX) : 0;
 		if (poll(fds, 3, wait) < 0 && errno != EINTR)
 			return false;
-		if (drain(c, 0) | drain(c, 1))
+		bool any = drain(c, 0);
+		if (drain(c, 1) || any)
 			last = now_ns();
 		if (fds[0].revents)
 			return !asked;
