@@ -240,6 +240,7 @@ static bool drain(struct child *c, int i)
 		if (i == 0 && to->len > OUT_MAX) {
 			c->is_over = true;
 			strbuf_clear(to);
+			return true;
 		}
 		if (i == 1 && !to->failed && to->len > NOTES_MAX) { /* what is new counts */
 			size_t drop = to->len - NOTES_MAX / 2;

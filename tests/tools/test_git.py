@@ -170,6 +170,22 @@ def test_a_server_that_says_nothing(llbfs, solve):
         assert "nothing came" in solve(git_source(url), code=5, args=("--deadline", "1s"))
 
 
+def test_git_ends_with_us(llbfs, tmp_path):
+    """Also when nobody can tell it to."""
+    path = tmp_path / "def.pb"
+    with socket.socket() as mute:
+        mute.bind(("127.0.0.1", 0))
+        mute.listen()
+        path.write_bytes(definition(git_source(f"git://127.0.0.1:{mute.getsockname()[1]}/app")))
+        with subprocess.Popen([llbfs.path, "ls", f"llb://{path}"], env=llbfs.env) as p:
+            mute.settimeout(30)
+            connection = mute.accept()[0]
+            p.kill()
+        connection.settimeout(30)
+        while connection.recv(4096):
+            pass
+
+
 def test_what_is_asked(repo, server, solve, llbfs):
     server.count()
     solve(git_source(repo.url, repo.two))
