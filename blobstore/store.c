@@ -12,6 +12,7 @@
  *	content/HEX		flat files of plain content, of downloads, of single blobs
  *	trees/HEX		trees that were made here and do not fit the catalogue (merge/treefile.c)
  *	learned/HEX		what earlier mounts read
+ *	git/HEX git/work/	clones and checkouts (solver/git_clone.c)
  *	locks/NAME leases/PID-N	flock()ed, so that they die with their holder
  *	tmp/			files before their rename; flock()ed while their writer lives
  *	catalogue.db		SQLite (WAL): names, space, refs

@@ -9,7 +9,7 @@
  *	         layers under another name are found, too. An image of no layers has only the first.
  *	+blob    SHA({"Digest","Filename","Perm","UID","GID"})
  *	http     SHA({"Filename","Perm","UID","GID","Checksum",...})
- *	git      the commit, and what of it is wanted
+ *	git      the commit, and what of it is wanted (source_git.c)
  *	local    "session:" name ":" SHA({"SessionID",...}): its map is random:
  *
  * Only what follows from the definition, or from an image that has been resolved, is known here. A
@@ -281,39 +281,12 @@ int keys_http(struct vertex_keys *keys, const struct vertex *v, const struct sol
 
 /* ------------------------------------------------------------------ git */
 
-/* SHA-1, or SHA-256. */
-static bool is_commit(const char *ref, size_t n)
-{
-	return (n == 40 || n == 64) && strspn(ref, "0123456789abcdef") >= n;
-}
-
-/* git://host/repository#ref:subdir */
-static int keys_git(struct vertex_keys *keys, const struct vertex *v, struct err *err)
+int keys_git(struct vertex_keys *keys, const struct vertex *v, const struct solver *solver,
+	     struct err *err)
 {
 	scoped(strbuf_free) struct strbuf key = {0};
-	const char *hash = strchr(v->op.source.identifier, '#');
-	const char *ref = hash ? hash + 1 : "";
-	size_t n = strcspn(ref, ":");
-	const char *subdir = ref[n] ? ref + n + 1 : "";
-	const char *mtime = llb_source_attr(&v->op, "git.mtime");
-	if (!is_commit(ref, n))
-		return err_set(err, -ENODATA,
-			       "which commit a branch or tag means is not known without asking");
-	if (llb_source_attr(&v->op, "git.bundle") || llb_source_attr(&v->op, "git.checkoutbundle"))
-		return err_set(err, -ENOTSUP, "a git bundle: its key is not known");
-	scoped(free) char *clean = path_clean(subdir, strlen(subdir));
-	if (!clean)
-		return no_memory(err);
-	strbuf_add(&key, ref, n);
-	if (attr_is(v, "git.keepgitdir", "true"))
-		strbuf_printf(&key, ".git#%.*s", (int)n, ref);
-	if (strcmp(clean, "/") != 0)
-		strbuf_printf(&key, ":%s", subdir);
-	if (attr_is(v, "git.skipsubmodules", "true"))
-		strbuf_puts(&key, "(skip-submodules)");
-	if (mtime && *mtime && strcmp(mtime, "checkout") != 0)
-		strbuf_printf(&key, "(mtime=%s)", mtime);
-	return keys_add_source(keys, &key, err);
+	int r = git_key(&key, v, err);
+	return r < 0 ? r : keys_add_source(keys, &key, err);
 }
 
 /* ------------------------------------------------------------------ local */
@@ -379,8 +352,5 @@ int keys_source(struct vertex_keys *keys, const struct vertex *v, const struct s
 {
 	if (v->ops && v->ops->keys)
 		return v->ops->keys(keys, v, solver, err);
-	/* The key is known before the source can be solved. */
-	if (str_starts(v->op.source.identifier, "git://"))
-		return keys_git(keys, v, err);
 	return err_set(err, -ENOTSUP, "a source that this program does not know");
 }

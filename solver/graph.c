@@ -66,6 +66,7 @@ static const struct {
 	{OP_SOURCE, "https://", &source_http_op},
 	{OP_SOURCE, "docker-image+blob://", &source_image_blob_op},
 	{OP_SOURCE, "oci-layout+blob://", &source_layout_blob_op},
+	{OP_SOURCE, "git://", &source_git_op},
 	{OP_FILE, NULL, &op_file},
 	{OP_MERGE, NULL, &op_merge},
 	{OP_DIFF, NULL, &op_diff},

@@ -197,6 +197,7 @@ struct solver {
 	 * answer for a tag, and one set of credentials for a repository */
 	vec(struct solver_image) images;
 	vec(struct solver_registry) registries;
+	struct git_state *git; /* answers and checkouts (git_clone.c); NULL = none yet */
 };
 
 struct ref_text;
@@ -267,9 +268,6 @@ struct http_asked {
 	int64_t mtime_s; /* Last-Modified; 0 = not known */
 };
 
-/* A new reference to the registry of @name, which is made once; NULL without network. */
-int source_image_registry(struct solver *solver, const struct image_name *name,
-			  struct registry **out, struct err *err);
 /* The folder that the command line gave for attribute oci.store. Errors: -EBADMSG, -ENOENT. */
 int source_layout_dir(const char **out, const struct vertex *v, const struct solver *solver,
 		      struct err *err);
@@ -561,6 +559,7 @@ extern const struct op_ops op_merge;
 extern const struct op_ops op_diff;
 extern const struct op_ops op_file;
 extern const struct op_ops source_local_op;
+extern const struct op_ops source_git_op;
 extern const struct op_ops source_image_op;
 extern const struct op_ops source_layout_op;
 extern const struct op_ops source_http_op;
@@ -629,6 +628,8 @@ void keys_platform(struct strbuf *json, const struct vertex *v, const struct sol
 int keys_exec(struct vertex_keys *keys, const struct vertex *v, const struct solver *solver,
 	      struct err *err);
 int keys_file(struct vertex_keys *keys, const struct vertex *v, struct err *err);
+/* What the key of a git source says, appended to @key (source_git.c). Errors: as keys_source. */
+int git_key(struct strbuf *key, const struct vertex *v, struct err *err);
 /* Errors: -ENODATA not known from the definition alone. */
 int keys_source(struct vertex_keys *keys, const struct vertex *v, const struct solver *solver,
 		struct err *err);
@@ -641,6 +642,8 @@ int keys_local(struct vertex_keys *keys, const struct vertex *v, const struct so
 	       struct err *err);
 int keys_blob(struct vertex_keys *keys, const struct vertex *v, const struct solver *solver,
 	      struct err *err);
+int keys_git(struct vertex_keys *keys, const struct vertex *v, const struct solver *solver,
+	     struct err *err);
 int keys_http(struct vertex_keys *keys, const struct vertex *v, const struct solver *solver,
 	      struct err *err);
 /* The map of a source whose key is @key, which is cleared: the last part of an op_ops.keys. */

@@ -15,6 +15,7 @@
 #include "blobstore/base.h"
 #include "blobstore/blobstore.h"
 #include "solver/cache-internal.h"
+#include "solver/git-internal.h"
 #include "solver/solver-internal.h"
 #include "solver/solver.h"
 
@@ -70,6 +71,7 @@ void solver_free(struct solver *solver)
 		registry_unref(solver->registries.items[i].registry);
 	}
 	vec_free(&solver->registries);
+	git_state_free(solver->git);
 	pthread_mutex_destroy(&solver->lock);
 	solver->cache->ops->free(solver->cache);
 	free(solver);
@@ -90,10 +92,11 @@ int solver_secret(struct solver *solver, const char *id, struct strbuf *out, str
 			       "no secret \"%s\" was given: say --secret id=%s,src=FILE", id, id);
 	const char *text = secret->file ? NULL : getenv(secret->env);
 	if (!secret->file && !text)
-		return err_set(err, -ENOENT, "secret \"%s\": no variable %s", id, secret->env);
+		return err_set(err, -EINVAL, "secret \"%s\": no variable %s", id, secret->env);
 	int r = secret->file ? read_file(AT_FDCWD, secret->file, SECRET_MAX, out) : 0;
 	if (r < 0)
-		return err_set(err, r, "secret \"%s\": %s: %s", id, secret->file, strerror(-r));
+		return err_set(err, r == -ENOENT ? -EINVAL : r, "secret \"%s\": %s: %s", id,
+			       secret->file, strerror(-r));
 	if (text)
 		strbuf_puts(out, text);
 	return out->failed ? no_memory(err) : 0;

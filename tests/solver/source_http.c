@@ -191,7 +191,7 @@ static void without_it_nothing_is_asked(void **state)
 	server_run(&f->first, whole);
 	assert_int_equal(download(f, "absent", &err), -ENOENT);
 	assert_non_null(strstr(err.text, "--secret id=absent"));
-	assert_int_equal(download(f, "none", &err), -ENOENT);
+	assert_int_equal(download(f, "none", &err), -EINVAL);
 	assert_non_null(strstr(err.text, "TEST_NONE"));
 	assert_int_equal(download(f, "evil", &err), -EINVAL);
 	server_stop(&f->first);
