@@ -412,6 +412,33 @@ def make_layout(layout, layer):
         f.write('{"imageLayoutVersion": "1.0.0"}')
 
 
+def test_files_of_an_image_are_taken_out(llbfs, tmp_path):
+    layout = str(tmp_path / "layout")
+    make_layout(layout, tarred({"a": b"A" * 1000}))
+    with Registry({"app": layout}) as registry:
+        image = source(f"docker-image://{registry.host}/app:latest")
+        (tmp_path / "def.pb").write_bytes(
+            definition(image, file_op(copy("/a", "/b"), inputs=[image])))
+        llbfs("build", "-o", tmp_path / "out", tmp_path / "def.pb")
+    assert (tmp_path / "out" / "b").read_bytes() == b"A" * 1000
+
+
+def test_the_demo(llbfs, tmp_path):
+    """tests/data/demo.pb, which README shows, is what is written here."""
+    with open(f"{TESTS}/data/demo/index.json") as f:
+        image = json.load(f)["manifests"][0]["digest"]
+    base = source(f"oci-layout://demo/demo@{image}", {"oci.store": "demo"})
+    op = file_op(mkfile("/hello", b"from a build\n", input=0), inputs=[base])
+    with open(f"{TESTS}/data/demo.pb", "rb") as f:
+        assert f.read() == definition(base, op)
+    args = ("build", "--oci-layout", f"demo={TESTS}/data/demo", f"{TESTS}/data/demo.pb")
+    id = llbfs.text(*args).strip()
+    assert llbfs("cat", f"ref://{id}", "/hello") == b"from a build\n"
+    llbfs(*args, "-o", tmp_path / "out")
+    assert (tmp_path / "out" / "etc" / "motd").read_bytes() == llbfs("cat", f"ref://{id}",
+                                                                     "/etc/motd")
+
+
 @pytest.fixture
 def stuck(tmp_path):
     """A definition of an image whose layer begins to come, and never ends."""
