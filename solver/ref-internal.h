@@ -13,9 +13,10 @@ struct ref {
 	enum ref_kind kind;
 	char *name;
 	struct ref *next_dead; /* in ref_unref */
-	pthread_mutex_t lock;
+	pthread_mutex_t lock;	 /* held while a config is fetched, or a tree is read */
+	pthread_mutex_t id_lock; /* a leaf: also taken with the catalogue's held */
 
-	struct digest id;	   /* guarded by lock, as the next two */
+	struct digest id;	   /* guarded by id_lock, as the next two */
 	bool has_id;		   /* never taken back */
 	const struct store *store; /* has it; NULL = not saved */
 
@@ -41,7 +42,7 @@ struct ref {
 	/* REF_TREE */
 	struct tree *tree; /* guarded by lock; NULL = still in tree_store */
 	struct store *tree_store;
-	struct digest tree_digest; /* of its file; guarded by lock; zero = not known */
+	struct digest tree_digest; /* of its file; guarded by id_lock; zero = not known */
 	struct treefile_layer *tree_layers;
 	size_t n_tree_layers;
 };

@@ -44,6 +44,7 @@ static struct ref *ref_new(enum ref_kind kind, const char *name)
 	ref->n_refs = 1;
 	ref->kind = kind;
 	pthread_mutex_init(&ref->lock, NULL);
+	pthread_mutex_init(&ref->id_lock, NULL);
 	ref->name = strdup(name);
 	return ref->name ? ref : ref_unref(ref);
 }
@@ -71,6 +72,7 @@ static void ref_free(struct ref *ref)
 	desc_deinit(&ref->config);
 	strbuf_free(&ref->config_text);
 	pthread_mutex_destroy(&ref->lock);
+	pthread_mutex_destroy(&ref->id_lock);
 	free(ref->dir);
 	tree_unref(ref->tree);
 	for (size_t i = 0; i < ref->n_tree_layers; i++)
@@ -340,8 +342,10 @@ static int fill_diff_ids(struct ref *ref, struct err *err)
 	if (ref->first_layer + ref->n_layers > config.n_diff_ids)
 		return err_set(err, -EBADMSG, "%s: %zu layers, but the config has %zu diff IDs",
 			       ref->name, ref->first_layer + ref->n_layers, config.n_diff_ids);
+	pthread_mutex_lock(&ref->id_lock);
 	for (size_t i = 0; i < ref->n_layers; i++)
 		ref->layers[i].diff_id = config.diff_ids[ref->first_layer + i];
+	pthread_mutex_unlock(&ref->id_lock);
 	return 0;
 }
 
@@ -426,7 +430,10 @@ int ref_made(struct ref **out, const char *name, struct tree *tree, struct err *
 static int load_tree(struct ref *ref, struct err *err)
 {
 	scoped(strbuf_free) struct strbuf bytes = {0};
-	int r = refdb_read_tree(ref->tree_store, &ref->tree_digest, &bytes, err);
+	pthread_mutex_lock(&ref->id_lock);
+	const struct digest digest = ref->tree_digest;
+	pthread_mutex_unlock(&ref->id_lock);
+	int r = refdb_read_tree(ref->tree_store, &digest, &bytes, err);
 	if (r == 0)
 		r = treefile_load(&ref->tree, ref->tree_store, bytes.data, bytes.len,
 				  ref->tree_layers, ref->n_tree_layers, err);
@@ -461,10 +468,10 @@ int ref_kept_tree(struct ref **out, const char *name, struct store *store,
 
 bool ref_id(struct ref *ref, struct digest *out)
 {
-	pthread_mutex_lock(&ref->lock);
+	pthread_mutex_lock(&ref->id_lock);
 	bool has_id = ref->has_id;
 	*out = ref->id;
-	pthread_mutex_unlock(&ref->lock);
+	pthread_mutex_unlock(&ref->id_lock);
 	return has_id;
 }
 

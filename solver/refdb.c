@@ -136,9 +136,9 @@ int refdb_id(struct ref *ref, struct digest *out)
 		add_parts(&s, ref);
 		break;
 	case REF_TREE:
-		pthread_mutex_lock(&ref->lock);
+		pthread_mutex_lock(&ref->id_lock);
 		strbuf_printf(&s, "tree %s\n", digest_text(&ref->tree_digest, text));
-		pthread_mutex_unlock(&ref->lock);
+		pthread_mutex_unlock(&ref->id_lock);
 		break;
 	case REF_SCRATCH:
 		strbuf_puts(&s, "scratch\n");
@@ -154,18 +154,18 @@ int refdb_id(struct ref *ref, struct digest *out)
 
 void refdb_set_kept(struct ref *ref, const struct store *store, const struct digest *id)
 {
-	pthread_mutex_lock(&ref->lock);
+	pthread_mutex_lock(&ref->id_lock);
 	ref->id = *id;
 	ref->has_id = true;
 	ref->store = store;
-	pthread_mutex_unlock(&ref->lock);
+	pthread_mutex_unlock(&ref->id_lock);
 }
 
 static bool is_kept(struct ref *ref, const struct store *store)
 {
-	pthread_mutex_lock(&ref->lock);
+	pthread_mutex_lock(&ref->id_lock);
 	bool is = ref->has_id && ref->store == store;
-	pthread_mutex_unlock(&ref->lock);
+	pthread_mutex_unlock(&ref->id_lock);
 	return is;
 }
 
@@ -365,10 +365,10 @@ static int insert_layer(struct saver *s, const struct pending *p, size_t i)
 	db_bind_text(stmt, 5, layer->desc.media_type ? layer->desc.media_type : "");
 	if (annotations.len)
 		db_bind_blob(stmt, 6, annotations.data, annotations.len);
-	pthread_mutex_lock(&p->ref->lock);
+	pthread_mutex_lock(&p->ref->id_lock);
 	if (!digest_is_zero(&layer->diff_id))
 		bind_digest(stmt, 7, &layer->diff_id);
-	pthread_mutex_unlock(&p->ref->lock);
+	pthread_mutex_unlock(&p->ref->id_lock);
 	r = db_step(stmt, s->err);
 	return r < 0 ? r : insert_place(s, &layer->desc.digest, layer->remote);
 }
@@ -533,9 +533,9 @@ static int keep_tree(struct saver *s, struct pending *p)
 	if (r < 0)
 		return err_wrap(s->err, r, "%s", p->ref->name);
 	digest_bytes(&p->tree, p->file.bytes.data, p->file.bytes.len);
-	pthread_mutex_lock(&p->ref->lock);
+	pthread_mutex_lock(&p->ref->id_lock);
 	p->ref->tree_digest = p->tree;
-	pthread_mutex_unlock(&p->ref->lock);
+	pthread_mutex_unlock(&p->ref->id_lock);
 	return p->file.bytes.len > TREE_ROW_MAX ? keep_tree_file(s, p) : 0;
 }
 

@@ -895,6 +895,40 @@ static void many_threads_save_the_same(void **state)
 	assert_int_equal(count_rows(f, "SELECT count(*) FROM refs"), 3);
 }
 
+static void *read_in_thread(void *arg)
+{
+	struct saver_thread *t = arg;
+	struct tree *tree;
+
+	t->result = ref_made_tree(t->ref, &tree, NULL);
+	return NULL;
+}
+
+/* The locks of a ref and of the catalogue are always taken in the same order. */
+static void a_part_is_read_while_what_it_is_part_of_is_saved(void **state)
+{
+	struct fixture *f = *state;
+	struct ref *ref = changes(f, false);
+	struct digest id = save(f, ref);
+
+	ref_unref(ref);
+	for (int i = 0; i < 50; i++) {
+		struct saver_thread reader = {.f = f, .ref = load(f, &id)}, saver = {.f = f};
+		scoped(free) char *add = str_printf("/%d", i);
+		assert_int_equal(
+			ref_merge(&saver.ref, &(struct ref_part){reader.ref, .add = add}, 1, NULL),
+			0);
+		assert_int_equal(pthread_create(&reader.thread, NULL, read_in_thread, &reader), 0);
+		assert_int_equal(pthread_create(&saver.thread, NULL, save_in_thread, &saver), 0);
+		pthread_join(reader.thread, NULL);
+		pthread_join(saver.thread, NULL);
+		assert_int_equal(reader.result, 0);
+		assert_int_equal(saver.result, 0);
+		ref_unref(reader.ref);
+		ref_unref(saver.ref);
+	}
+}
+
 #define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
 
 int main(void)
@@ -921,6 +955,7 @@ int main(void)
 		TEST(use_is_noted_once_an_hour),
 		TEST(an_older_catalogue_is_migrated),
 		TEST(many_threads_save_the_same),
+		TEST(a_part_is_read_while_what_it_is_part_of_is_saved),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
