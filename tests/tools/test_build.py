@@ -333,7 +333,8 @@ class Terminal:
     def __init__(self, llbfs, *args, cwd=None, **env):
         self.master, slave = pty.openpty()
         self.p = subprocess.Popen([llbfs.path, *map(str, args)], stderr=slave, env={
-            **llbfs.env, "TERM": "xterm", **env}, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, cwd=cwd)
+            **llbfs.env, "TERM": "xterm", **env}, stdout=subprocess.PIPE,
+            stdin=subprocess.DEVNULL, cwd=cwd)
         os.close(slave)
         self.text = ""
 
@@ -474,13 +475,13 @@ def test_an_interrupt_leaves_nothing_half_written(llbfs, stuck, tmp_path, number
 
 def test_what_is_ignored_stays_ignored(llbfs, stuck, tmp_path):
     """As nohup wishes."""
-    path = stuck
+    path, layer = stuck
     old = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        t = Terminal(llbfs, "build", "-o", "out", path[0], cwd=tmp_path)
+        t = Terminal(llbfs, "build", "-o", "out", path, cwd=tmp_path)
     finally:
         signal.signal(signal.SIGINT, old)
-    t.read(f" => => {path[1]}"[:60])
+    t.read(f" => => {layer}"[:60])
     t.p.send_signal(signal.SIGINT)
     begin = len(t.text)
     t.read(until="\033[?25h", begin=begin)  # it goes on drawing
