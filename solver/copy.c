@@ -86,7 +86,7 @@ static int copy_attr(const struct copy *c, const struct attr *from, struct attr 
 		return 0;
 	if (c->mode_text && *c->mode_text) {
 		if (file_mode(c->mode_text, out->type == NODE_DIR, out->mode, &out->mode) < 0)
-			return err_set(err, -EINVAL, "bad mode \"%s\"", c->mode_text);
+			return err_set(err, -EBADMSG, "bad mode \"%s\"", c->mode_text);
 	} else if (c->has_mode) {
 		out->mode = c->mode;
 	}

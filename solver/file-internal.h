@@ -32,6 +32,8 @@ struct file_paths {
 };
 void file_paths_deinit(struct file_paths *paths);
 
+/* Appends the content of a file, which is not too large for that. */
+int file_read(struct tree *t, const struct attr *attr, struct strbuf *out, struct err *err);
 /* Puts a time of the wire (ns; -1 = now) into @attr. */
 void file_time(const struct file_env *env, int64_t time_ns, struct attr *attr);
 /* The folder (0 = not there) and the last name, borrowed, of a real path. */
@@ -102,3 +104,8 @@ struct copy {
 int copy_run(struct copy *c, const struct attr *from, uint64_t dir, const char *name,
 	     struct err *err);
 void copy_deinit(struct copy *c);
+
+/* What a local source has when only metadata is wanted of @all: the files that the patterns
+ * @exceptions match, and a file that tells of all. Raw (local_metadata.c). */
+int local_metadata(struct tree **out, struct tree *all, const char *const *exceptions, size_t n,
+		   const struct timespec *now, struct err *err);

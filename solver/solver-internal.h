@@ -182,6 +182,7 @@ struct solver {
 	char session
 		[SESSION_MAX]; /* names this solver in keys that must not be equal to another's */
 	struct timespec now; /* the time of what a definition makes without one */
+	_Atomic unsigned n_builds; /* definitions solved for build ops */
 	pthread_mutex_t lock;
 	/* guarded by lock: what was asked once is not asked again, so that one command has one
 	 * answer for a tag, and one set of credentials for a repository */
@@ -465,6 +466,8 @@ struct op_ops {
 extern const struct op_ops op_merge;
 extern const struct op_ops op_diff;
 extern const struct op_ops op_file;
+extern const struct op_ops op_passthrough;
+extern const struct op_ops op_build;
 extern const struct op_ops source_local_op;
 extern const struct op_ops source_image_op;
 extern const struct op_ops source_layout_op;
@@ -488,6 +491,7 @@ struct vertex {
 	char *name;
 	const struct op_ops *ops; /* NULL: cannot be solved */
 	size_t n_outputs;
+	unsigned depth;	      /* how many build ops it is inside of */
 	void *asked;	      /* what op_ops.ask found out; NULL = not asked */
 	struct ref **outputs; /* once solved; n_outputs */
 };

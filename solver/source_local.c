@@ -185,11 +185,25 @@ static int copy_folder(struct edit *edit, struct tree *folder, const struct vert
 	return r;
 }
 
+/* Where only metadata is wanted: puts what that leaves of *layer in its place. */
+static int keep_metadata(struct tree **layer, const struct vertex *v, const struct timespec *now,
+			 struct err *err)
+{
+	const char *wanted = llb_source_attr(&v->op, "local.metadatatransfer");
+	scoped(texts_deinit) struct texts exceptions = {0};
+	if (!wanted || strcmp(wanted, "true") != 0)
+		return 0;
+	scoped(tree_unref) struct tree *all = take(*layer);
+	int r = read_texts(&exceptions, v, "local.metadatatransferexclude", err);
+	return r < 0 ? r
+		     : local_metadata(layer, all, (const char *const *)exceptions.items,
+				      exceptions.n, now, err);
+}
+
 static int run(const struct vertex *v, struct solver *solver, struct ref *const *inputs,
 	       struct ref **outputs, struct err *err)
 {
 	const char *name = v->op.source.identifier + strlen("local://"), *dir = NULL;
-	const char *metadata = llb_source_attr(&v->op, "local.metadatatransfer");
 	for (size_t i = 0; i < solver->options.n_locals; i++)
 		if (strcmp(solver->options.locals[i].name, name) == 0)
 			dir = solver->options.locals[i].dir;
@@ -198,8 +212,6 @@ static int run(const struct vertex *v, struct solver *solver, struct ref *const 
 			       "no folder was given for the local source \"%s\": say "
 			       "--local %s=DIR",
 			       name, name);
-	if (metadata && strcmp(metadata, "true") == 0)
-		return err_set(err, -ENOTSUP, "local.metadatatransfer is not supported");
 	scoped(tree_unref) struct tree *folder = NULL, *layer = NULL;
 	scoped(edit_free) struct edit *edit = NULL;
 	/* The server of a mount works elsewhere. */
@@ -213,6 +225,8 @@ static int run(const struct vertex *v, struct solver *solver, struct ref *const 
 		r = copy_folder(edit, folder, v, err);
 	if (r == 0)
 		r = edit_seal(&layer, &edit, err);
+	if (r == 0)
+		r = keep_metadata(&layer, v, &solver->now, err);
 	if (r < 0)
 		return err_wrap(err, r, "%s", dir);
 	return ref_made(&outputs[0], v->op.source.identifier, layer, err);
