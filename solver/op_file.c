@@ -359,6 +359,8 @@ static int run_mkfile(struct file_env *env, const struct llb_action *a, struct e
 	if (env->owner.is_set) {
 		attr.uid = env->owner.uid;
 		attr.gid = env->owner.gid;
+		/* What a kernel does when the owner of a file is set. */
+		attr.mode &= attr.mode & 010 ? ~06000u : ~04000u;
 	}
 	file_time(env, a->timestamp, &attr);
 	edit_set(env->edit, node, &attr);
