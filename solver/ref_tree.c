@@ -23,6 +23,7 @@
 #include "blobstore/base.h"
 #include "blobstore/blobstore.h"
 #include "merge/merge.h"
+#include "solver/file-internal.h"
 #include "solver/solver-internal.h"
 #include "solver/solver.h"
 
@@ -117,6 +118,7 @@ struct flat {
 	unsigned height;       /* of trimmed parts that lie in this */
 	vec(struct todo) todo; /* a stack */
 	struct treemap seen;
+	struct copy_links seen_plain;	/* refs without add and trim, which are many */
 	vec(struct union_input) inputs; /* top first; trees are referenced, adds owned */
 };
 
@@ -134,6 +136,7 @@ static void flat_deinit(struct flat *f)
 	}
 	vec_free(&f->inputs);
 	treemap_deinit(&f->seen);
+	copy_links_clear(&f->seen_plain);
 }
 
 static void flat_deinit_scoped(struct flat *f)
@@ -152,6 +155,19 @@ static int is_first(struct flat *f, const char *what, const char *add, const cha
 	if (!key || !treemap_add(&f->seen, key, &is_new))
 		return -ENOMEM;
 	return is_new;
+}
+
+/* The same for a ref. */
+static int is_first_ref(struct flat *f, const struct todo *todo)
+{
+	uint64_t plain = (uintptr_t)todo->ref;
+	char id[32];
+	if (!todo->add && !todo->trim)
+		return copy_links_find(&f->seen_plain, plain)		  ? 0
+		       : copy_links_add(&f->seen_plain, plain, plain) < 0 ? -ENOMEM
+									  : 1;
+	snprintf(id, sizeof(id), "%p", (void *)todo->ref);
+	return is_first(f, id, todo->add, todo->trim);
 }
 
 static int add_input(struct flat *f, struct tree *tree, const char *add, const char *trim,
@@ -296,9 +312,7 @@ static int add_parts(struct flat *f, struct ref *ref, const char *add, struct er
 
 static int look_at(struct flat *f, const struct todo *todo, struct err *err)
 {
-	char id[32];
-	snprintf(id, sizeof(id), "%p", (void *)todo->ref);
-	int r = is_first(f, id, todo->add, todo->trim);
+	int r = is_first_ref(f, todo);
 	if (r <= 0)
 		return r < 0 ? no_memory(err) : 0;
 	if (todo->trim)

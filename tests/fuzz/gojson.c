@@ -26,14 +26,12 @@ static bool is_mended(const char *text, size_t n, const uint8_t *data, size_t si
 {
 	size_t at = 0;
 	for (size_t i = 0; i < n;) {
-		if (at < size && data[at] == (uint8_t)text[i]) {
-			i++, at++;
-			continue;
-		}
-		if (n - i < 3 || memcmp(text + i, REPLACED, 3) != 0 || at >= size)
+		bool is_one = n - i >= 3 && memcmp(text + i, REPLACED, 3) == 0;
+		bool had_one = size - at >= 3 && memcmp(data + at, REPLACED, 3) == 0;
+		if (at == size || (!is_one && data[at] != (uint8_t)text[i]))
 			return false;
-		i += 3;
-		at++; /* Go puts one for each byte */
+		at += is_one && had_one ? 3 : 1; /* Go puts one for each byte */
+		i += is_one ? 3 : 1;
 	}
 	return at == size;
 }
