@@ -310,6 +310,23 @@ static int add_parts(struct flat *f, struct ref *ref, const char *add, struct er
 	return 0;
 }
 
+/* The parts of a merge; of one that is put nowhere, many layers at once. */
+static int add_merge(struct flat *f, struct ref *ref, const char *add, struct err *err)
+{
+	scoped(tree_unref) struct tree *skip = NULL;
+	struct ref *below;
+	int r = add ? 0 : ref_skip(ref, &skip, &below, err);
+	if (r == 0)
+		return add_parts(f, ref, add, err);
+	if (r > 0)
+		r = add_input(f, skip, NULL, NULL, err);
+	struct todo *todo = r < 0 ? NULL : vec_push(&f->todo);
+	if (!todo)
+		return r < 0 ? r : no_memory(err);
+	todo->ref = below;
+	return 0;
+}
+
 static int look_at(struct flat *f, const struct todo *todo, struct err *err)
 {
 	int r = is_first_ref(f, todo);
@@ -325,7 +342,7 @@ static int look_at(struct flat *f, const struct todo *todo, struct err *err)
 	case REF_TREE:
 		return add_input(f, ref_made_tree(todo->ref), todo->add, NULL, err);
 	case REF_MERGE:
-		return add_parts(f, todo->ref, todo->add, err);
+		return add_merge(f, todo->ref, todo->add, err);
 	case REF_SCRATCH:
 		break;
 	}

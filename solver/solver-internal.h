@@ -162,6 +162,9 @@ int ref_scratch(struct ref **out, struct err *err);
 /* A layer that is here: @tree is raw and referenced. */
 int ref_made(struct ref **out, const char *name, struct tree *tree, struct err *err);
 struct tree *ref_made_tree(const struct ref *ref); /* borrowed */
+/* Where many made layers lie on each other: some of the uppermost of @ref as one raw tree (referenced)
+ * and the ref that they lie on (borrowed). 1, or 0 when there is no such tree for @ref. */
+int ref_skip(struct ref *ref, struct tree **out, struct ref **below, struct err *err);
 
 /* ------------------------------------------------------------------ sources (source*.c) */
 

@@ -71,15 +71,20 @@ static void add_folder(struct tree *t, const char *path, bool is_layer, uint64_t
 	}
 }
 
-static struct ref *random_ref(bool is_layer, uint64_t *seed)
+static struct ref *random_ref_of(bool is_layer, uint64_t *seed, int depth)
 {
 	struct tree *t = NULL;
 	struct ref *ref = NULL;
 	assert_int_equal(memtree_new(&t), 0);
-	add_folder(t, "", is_layer, seed, 3);
+	add_folder(t, "", is_layer, seed, depth);
 	assert_int_equal(ref_made(&ref, "random", t, NULL), 0);
 	tree_unref(t);
 	return ref;
+}
+
+static struct ref *random_ref(bool is_layer, uint64_t *seed)
+{
+	return random_ref_of(is_layer, seed, 3);
 }
 
 /* ------------------------------------------------------------------ what is in a tree */
@@ -315,6 +320,37 @@ static void a_part_is_cut_out_before_or_after(void **state)
 	}
 }
 
+/* A chain, of which many layers are looked at as one, and the same layers side by side. Each is looked
+ * at on the way, as file ops do. */
+static void check_chain(size_t n, uint64_t seed, int depth)
+{
+	struct ref_part *parts = calloc(n, sizeof(*parts));
+	scoped(ref_unref) struct ref *chain = NULL;
+	assert_non_null(parts);
+	for (size_t i = 0; i < n; i++) {
+		parts[i].ref = random_ref_of(true, &seed, depth);
+		struct ref *next = i ? merge2(chain, parts[i].ref) : ref_ref(parts[0].ref);
+		ref_unref(chain);
+		chain = next;
+		struct tree *tree = NULL;
+		struct attr attr;
+		assert_int_equal(ref_tree(&tree, chain, NULL, NULL, NULL, NULL), 0);
+		int r = tree_walk(tree, "/a/b", false, &attr, NULL);
+		assert_true(r == 0 || r == -ENOENT || r == -ENOTDIR || r == -ELOOP);
+		tree_unref(tree);
+	}
+	scoped(ref_unref) struct ref *flat = merge_parts(parts, n);
+	expect_equal(chain, flat, (unsigned)n);
+	free(parts);
+}
+
+static void a_chain_is_its_layers(void **state)
+{
+	for (unsigned round = 0; round < 20; round++)
+		check_chain(60 + round * 8, round + 8000000, 3);
+	check_chain(4096 + 64 + 5, 9000000, 2);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -326,6 +362,7 @@ int main(void)
 		cmocka_unit_test(a_diff_with_an_ancestor_is_the_layers_between),
 		cmocka_unit_test(a_part_is_put_somewhere_before_or_after),
 		cmocka_unit_test(a_part_is_cut_out_before_or_after),
+		cmocka_unit_test(a_chain_is_its_layers),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }
