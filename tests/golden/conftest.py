@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The servers that BuildKit had when it solved the definitions in cases/.
 
-The definitions name a registry at 127.0.0.1:5000 and a git daemon at 127.0.0.1:9418, and these names
-are in the digests of their vertices. So that the ports are free, the tests have a network of their own
-(of root, or of a user namespace); where the kernel gives none, they take the ports of the host.
+The definitions name a registry at 127.0.0.1:5000 and a git daemon at 127.0.0.1:9418, and these
+names are in the digests of their vertices. So that the ports are free, the tests have a network of
+their own (of root, or of a user namespace); where the kernel gives none, they take the host's.
 """
 import ctypes
 import fcntl

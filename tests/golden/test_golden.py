@@ -8,8 +8,8 @@ Each folder in cases/ is one definition that buildkitd (moby/buildkit 73ed6825, 
                     when it refused; records: the digests of all records that it exported
     result.jsonl    the files of the result, one a line; mtime null: the time of the solve
 
-digests has, one a line, every digest that BuildKit computed for a cache key while it solved these and
-some more: of ops, of selectors, of content, and of keys made of those. One that llbfs computes and
+digests has, one a line, every digest that BuildKit computed for a cache key while it solved these
+and some more: of ops, of selectors, of content, and of keys made of those. One that llbfs computes and
 that is not among them is wrong.
 """
 import json

@@ -2,8 +2,8 @@
 """File operations, diffs, merges and builds around the cases that tests/golden has from BuildKit.
 
 Nobody recorded these. What is expected follows from what the recorded ones show, and from how
-BuildKit's copier resolves paths, matches and sets metadata, which the files solver/op_*.c, copy.c and
-file_mode.c tell in words.
+BuildKit's copier resolves paths, matches and sets metadata, which the files solver/op_*.c, copy.c
+and file_mode.c tell in words.
 """
 import bz2
 import gzip
@@ -123,7 +123,8 @@ def test_removed(solve, make, gone):
 
 
 def test_what_was_made_in_the_same_op_can_be_removed_and_made_again(solve):
-    got = solve(chain(do(mkdir, "/d"), do(mkfile, "/d/f", b"1"), do(rm, "/d"), do(mkdir, "/d", 0o700),
+    got = solve(chain(do(mkdir, "/d"), do(mkfile, "/d/f", b"1"), do(rm, "/d"), do(mkdir, "/d",
+        0o700),
                       do(mkfile, "/d/g", b"2")))
     assert sorted(got) == ["/d", "/d/g"] and got["/d"].mode == 0o700
     got = solve(chain(do(mkfile, "/x1"), do(mkfile, "/x2"), do(rm, "/x*", True), do(mkfile, "/y")))
@@ -137,7 +138,8 @@ def test_writing_keeps_the_mode_and_owner_of_a_file(solve):
     assert (f.text, f.mode, f.uid, f.gid) == ("new", 0o640, 7, 7)
     f = solve(base, suid, chain(do(mkfile, "/s", b"new"), inputs=[suid]))["/s"]
     assert (f.mode, f.uid) == (0o6755, 7)
-    f = solve(base, suid, chain(do(mkfile, "/s", b"new", 0o600, owner(by_id(0))), inputs=[suid]))["/s"]
+    f = solve(base, suid, chain(do(mkfile, "/s", b"new", 0o600, owner(by_id(0))),
+        inputs=[suid]))["/s"]
     assert (f.mode, f.uid, f.gid) == (0o755, 0, 0)
 
 
@@ -167,7 +169,8 @@ OWNERS = [  # user, group: by id, or by name in the passwd and group files of th
 @pytest.mark.parametrize("user,group,ids", OWNERS, ids=map(str, range(len(OWNERS))))
 def test_owners(solve, user, group, ids):
     etc = chain(do(mkdir, "/etc"), do(mkfile, "/etc/group", b"# none\nstaff:x:50:app"),
-                do(mkfile, "/etc/passwd", b"\nbroken:x:y:z\nroot:x:0:0::/:\napp:x:1000:1001::/:/bin/sh"))
+                do(mkfile, "/etc/passwd",
+                    b"\nbroken:x:y:z\nroot:x:0:0::/:\napp:x:1000:1001::/:/bin/sh"))
     own = owner(user, group)
     made = chain(do(mkdir, "/d/e", parents=True, own=own), do(mkfile, "/f", own=own),
                  do(symlink, "t", "/l", own=own), inputs=[etc])
@@ -196,7 +199,8 @@ def test_owners_come_from_the_input_that_is_named(solve):
 
 
 SRC = chain(do(mkdir, "/s", 0o711), do(mkfile, "/s/a.go", b"a"), do(mkfile, "/s/b.txt", b"b"),
-            do(mkdir, "/s/sub", 0o701), do(mkfile, "/s/sub/c.go", b"c"), do(mkfile, "/s/sub/d.txt", b"d"),
+            do(mkdir, "/s/sub", 0o701), do(mkfile, "/s/sub/c.go", b"c"), do(mkfile,
+                "/s/sub/d.txt", b"d"),
             do(symlink, "a.go", "/s/link"), do(symlink, "s", "/dirlink"), do(mkdir, "/t"),
             do(mkfile, "/t/a.go", b"ta"), do(symlink, "s/a.go", "/filelink"), do(mkdir, "/s/empty"))
 ALL = ["a.go", "b.txt", "empty", "link", "sub", "sub/c.go", "sub/d.txt"]
@@ -236,7 +240,8 @@ COPIES = [  # source, destination, flags, what is there then; the destination be
      ["/x", "/x/b.txt"]),
     ("wildcard behind a link on the way", "/dirlink/sub/c*", "/x/", {"wildcard": True},
      ["/x", "/x/c.go"]),
-    ("wildcard for contents", "/[st]", "/x", {"wildcard": True, "contents": True}, below("/x", *ALL)),
+    ("wildcard for contents", "/[st]", "/x", {"wildcard": True, "contents": True}, below("/x",
+        *ALL)),
     # the first finds no /x and becomes it, the second finds a folder
     ("wildcard for two folders", "/[st]", "/x", {"wildcard": True},
      below("/x", *ALL) + ["/x/t", "/x/t/a.go"]),
@@ -250,21 +255,27 @@ COPIES = [  # source, destination, flags, what is there then; the destination be
     ("missing, allowed only for wildcards", "/s/no", "/x", {"wildcard": True, "empty_ok": True,
                                                             "code": 3}, None),
     ("include", "/s", "/x", {"include": ["*.go"]}, ["/x", "/x/a.go"]),
-    ("include deep", "/s", "/x", {"include": ["**/*.go"]}, ["/x", "/x/a.go", "/x/sub", "/x/sub/c.go"]),
-    ("include a folder", "/s", "/x", {"include": ["sub"]}, below("/x", "sub", "sub/c.go", "sub/d.txt")),
-    ("include, taken back", "/s", "/x", {"include": ["sub", "!sub/c.go"]}, below("/x", "sub", "sub/d.txt")),
+    ("include deep", "/s", "/x", {"include": ["**/*.go"]}, ["/x", "/x/a.go", "/x/sub",
+        "/x/sub/c.go"]),
+    ("include a folder", "/s", "/x", {"include": ["sub"]}, below("/x", "sub", "sub/c.go",
+        "sub/d.txt")),
+    ("include, taken back", "/s", "/x", {"include": ["sub", "!sub/c.go"]}, below("/x", "sub",
+        "sub/d.txt")),
     ("include nothing", "/s", "/x", {"include": ["no"]}, ["/x"]),
     ("exclude", "/s", "/x", {"exclude": ["**/*.go", "link"]},
      below("/x", "b.txt", "empty", "sub", "sub/d.txt")),
-    ("exclude a folder", "/s", "/x", {"exclude": ["sub"]}, below("/x", "a.go", "b.txt", "empty", "link")),
-    ("exclude, taken back", "/s", "/x", {"exclude": ["*", "!sub/c.go"]}, below("/x", "sub", "sub/c.go")),
+    ("exclude a folder", "/s", "/x", {"exclude": ["sub"]}, below("/x", "a.go", "b.txt", "empty",
+        "link")),
+    ("exclude, taken back", "/s", "/x", {"exclude": ["*", "!sub/c.go"]}, below("/x", "sub",
+        "sub/c.go")),
     ("exclude all", "/s", "/x", {"exclude": ["**"]}, ["/x"]),
     ("exclude wins", "/s", "/x", {"include": ["**/*.go"], "exclude": ["sub"]}, ["/x", "/x/a.go"]),
     ("patterns are not for files", "/s/a.go", "/x", {"include": ["no"], "exclude": ["*"]}, ["/x"]),
     ("required", "/s", "/x", {"include": ["a.go"], "required": ["/s/a.go"]}, ["/x", "/x/a.go"]),
     ("required below", "/s", "/x", {"include": ["sub"], "required": ["/s/sub/c.go"]},
      below("/x", "sub", "sub/c.go", "sub/d.txt")),
-    ("required, relative", "/s", "/x", {"include": ["a.go"], "required": ["a.go"], "code": 3}, None),
+    ("required, relative", "/s", "/x", {"include": ["a.go"], "required": ["a.go"], "code": 3},
+        None),
     ("required, excluded", "/s", "/x", {"include": ["a.go"], "exclude": ["a.go"],
                                        "required": ["/s/a.go"], "code": 3}, None),
     ("required with a wildcard", "/[st]", "/x", {"wildcard": True, "include": ["a.go"],
@@ -286,7 +297,8 @@ def test_copied(solve, source, dest, flags, there):
 
 # What is at the destination before: x (a folder, 0700, with a.go and sub), f (a file), to -> x,
 # nowhere -> new, s -> x
-DEST = chain(do(mkdir, "/x", 0o700), do(mkfile, "/x/a.go", b"old", 0o600), do(mkdir, "/x/sub", 0o777),
+DEST = chain(do(mkdir, "/x", 0o700), do(mkfile, "/x/a.go", b"old", 0o600), do(mkdir, "/x/sub",
+    0o777),
              do(mkfile, "/x/sub/e", b"e"), do(mkfile, "/f", b"f"), do(symlink, "x", "/to"),
              do(symlink, "new", "/nowhere"), do(symlink, "x", "/s"))
 WAS = ["/f", "/nowhere", "/s", "/to", "/x", "/x/a.go", "/x/sub", "/x/sub/e"]
@@ -305,27 +317,31 @@ ONTO = [
     ("file over a folder", "/filelink", "/x", {"follow": True}, ["/x/filelink"]),
     ("folder onto a file", "/s", "/f", {"code": 3}, None),
     ("contents onto a file", "/s", "/f", {"contents": True, "code": 3}, None),
-    ("contents onto a file, replaced", "/t", "/f", {"contents": True, "replace": True}, ["/f/a.go"]),
+    ("contents onto a file, replaced", "/t", "/f", {"contents": True, "replace": True},
+        ["/f/a.go"]),
     ("folder onto a link of its name", "/s", "/", {"code": 3}, None),
     ("folder onto a link of its name, replaced", "/s", "/", {"replace": True}, below("/s", *ALL)),
     ("contents below a file", "/s", "/f/y", {"contents": True, "code": 3}, None),
 ]
 
 
-@pytest.mark.parametrize("source,dest,flags,new", [row[1:] for row in ONTO], ids=[row[0] for row in ONTO])
+@pytest.mark.parametrize("source,dest,flags,new", [row[1:] for row in ONTO],
+    ids=[row[0] for row in ONTO])
 def test_copied_onto(solve, source, dest, flags, new):
     flags = dict(flags)
     code = flags.pop("code", 0)
-    got = solve(SRC, DEST, file_op(copy(source, dest, input=1, **flags), inputs=[SRC, DEST]), code=code)
+    got = solve(SRC, DEST, file_op(copy(source, dest, input=1, **flags), inputs=[SRC, DEST]),
+        code=code)
     assert code or sorted(got) == sorted({*WAS, *new})
 
 
 def test_metadata_of_folders_that_are_there(solve):
-    """The uppermost one keeps its own, those below it get the source's; with patterns all keep it."""
+    """The uppermost one keeps its own, those below get the source's; with patterns all keep it."""
     both = dict(inputs=[SRC, DEST])
     got = solve(SRC, DEST, file_op(copy("/s", "/x", contents=True, input=1), **both))
     assert (got["/x"].mode, got["/x/sub"].mode, got["/x/a.go"].mode) == (0o700, 0o701, 0o644)
-    got = solve(SRC, DEST, file_op(copy("/s", "/x", contents=True, include=["**"], input=1), **both))
+    got = solve(SRC, DEST, file_op(copy("/s", "/x", contents=True, include=["**"], input=1),
+        **both))
     assert (got["/x"].mode, got["/x/sub"].mode) == (0o700, 0o777)
     got = solve(SRC, DEST, file_op(copy("/s", "/x", contents=True, exclude=["sub", "!sub/c.go"],
                                         input=1), **both))
@@ -344,7 +360,8 @@ def test_metadata_of_folders_on_the_way(solve):
     assert [(got[p].mode, got[p].uid, got[p].mtime) for p in ("/p", "/p/q")] == [(0o750, 9, 5)] * 2
     assert (got["/p/q/a.go"].mode, got["/p/q/a.go"].mtime) == (0o4750, 5)
     got = solve(SRC, file_op(copy("/s/a.go", "/p/q/", mode_text="u=rwx,go="), inputs=[SRC]))
-    assert (got["/p"].mode, got["/p/q/a.go"].mode, got["/p/q/a.go"].mtime) == (0o755, 0o700, SECONDS)
+    assert (got["/p"].mode, got["/p/q/a.go"].mode, got["/p/q/a.go"].mtime) == (0o755, 0o700,
+        SECONDS)
 
 
 def test_times_of_copies(solve):
@@ -382,7 +399,8 @@ def test_symbolic_modes(solve, text, file, folder):
     assert got["/x"].mode == folder
 
 
-@pytest.mark.parametrize("text", ["8", "17777", "x", "u", "u=q", "u=r,", ",u=r", "u=r;g=r", "0x1", "u=8"])
+@pytest.mark.parametrize("text", ["8", "17777", "x", "u", "u=q", "u=r,", ",u=r", "u=r;g=r", "0x1",
+    "u=8"])
 def test_bad_modes(solve, text):
     assert "bad mode" in solve(SRC, file_op(copy("/t", "/x", mode_text=text), inputs=[SRC]), code=6)
 
@@ -470,7 +488,8 @@ def facts(tree):
     return {path: (m.text, m.mode, m.uid, m.mtime == SECONDS) for path, m in tree.items()}
 
 
-ONE = chain(do(mkdir, "/d"), do(mkfile, "/d/a", b"1"), do(mkfile, "/d/b", b"1"), do(symlink, "d", "/l"))
+ONE = chain(do(mkdir, "/d"), do(mkfile, "/d/a", b"1"), do(mkfile, "/d/b", b"1"), do(symlink, "d",
+    "/l"))
 CHANGES = {
     "type": [do(rm, "/d"), do(mkfile, "/d", b"file")],
     "type back": [do(rm, "/l"), do(mkdir, "/l"), do(mkfile, "/l/y", b"2")],
