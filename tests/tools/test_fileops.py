@@ -620,18 +620,24 @@ def test_a_definition_that_builds_itself_ends(solve, ctx):
         file = holds(definition(*ops))
         ops = [file, build(file)]
     assert "/made" in solve(*ops)
-    file = holds(definition(*ops))
-    assert "16" in solve(file, build(file), code=8)
+    # seventeen are not, of which none is known from before
+    file = chain(do(mkfile, "/other", b"inside"))
+    ops = [file]
+    for _ in range(17):
+        file = holds(definition(*ops))
+        ops = [file, build(file)]
+    assert "16" in solve(*ops, code=8)
 
 
 def test_builds_that_multiply_end(solve):
-    """Each level builds the level below it eight times under different names: 8^15 in all."""
+    """Each level builds the level below it eight times under different names: 8^15 in all, of which
+    each is made once."""
     ops = [chain(do(mkfile, "/made"))]
     for _ in range(15):
         file = holds(definition(*ops))
         builds = [build(file, more=field(4, field(1, f"x{i}"))) for i in range(8)]
         ops = [file, *builds, merge(*builds)]
-    assert "10000" in solve(*ops, code=8)
+    assert "/made" in solve(*ops)
 
 
 def test_an_exec_is_refused_by_name(solve):
