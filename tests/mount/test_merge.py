@@ -280,9 +280,11 @@ def test_layout_source_of_a_definition(llbfs, work, pair):
     with open(f"{work}/def.pb", "wb") as f:
         f.write(llb.definition(op))
     args = ["--oci-layout", f"mine={pair[0].layout.path}", f"llb://{work}/def.pb"]
-    assert llbfs.run("cat", *args, "/etc/passwd").stdout == b"root"
     done = llbfs.run("ls", args[2], code=None)
     assert done.returncode > 1 and b"mine" in done.stderr and done.stderr.count(b"\n") == 1
+    assert llbfs.run("cat", *args, "/etc/passwd").stdout == b"root"
+    # What the digest names is kept: where it came from need not be said again.
+    assert llbfs.run("ls", args[2]).stdout == b"etc\nopt\nusr\n"
 
 
 def test_definition_that_was_changed_is_refused(llbfs, work):
