@@ -130,12 +130,12 @@ static void rise(struct solve *s, struct edge_state *e, enum edge_level level)
 	wake(s, e);
 }
 
-static void fail(struct solve *s, struct edge_state *e, int r, const struct err *err)
+void edge_fail(struct solve *s, struct edge_state *e, int r, const struct err *err)
 {
 	e->failed = r;
-	if (!e->err && (e->err = malloc(sizeof(*e->err))))
+	if (!e->err && (e->err = calloc(1, sizeof(*e->err))) && err)
 		*e->err = *err;
-	if (err->code == 0 && e->err)
+	if (e->err && e->err->code == 0)
 		err_set(e->err, r, "%s", strerror(-r));
 	wake(s, e);
 }
@@ -146,8 +146,7 @@ void edge_want(struct solve *s, struct edge_state *e, enum edge_level level,
 	if (waiter && !e->failed && e->level < level) {
 		struct edge_waiter *slot = vec_push(&e->waiters);
 		if (!slot) {
-			struct err err = {0};
-			fail(s, waiter, no_memory(&err), &err);
+			edge_fail(s, waiter, -ENOMEM, NULL);
 			return;
 		}
 		*slot = (struct edge_waiter){waiter, level};
@@ -397,7 +396,8 @@ static int start(struct solve *s, struct edge_state *e, struct err *err)
 	}
 	if (vs->has_keys)
 		return 0;
-	int r = vertex_keys(&vs->keys, vs->v, s->solver, false, err);
+	/* An image that was resolved tells more, from its config, which may have to be fetched. */
+	int r = vs->v->outputs ? -ENODATA : vertex_keys(&vs->keys, vs->v, s->solver, false, err);
 	vs->has_keys = r == 0;
 	if (r != -ENODATA)
 		return r;
@@ -718,7 +718,7 @@ void edge_advance(struct solve *s, struct edge_state *e)
 		if (!input) {
 			tell_failure(s, e->vertex, r, &err);
 		}
-		fail(s, e, r, &err);
+		edge_fail(s, e, r, &err);
 	}
 }
 
@@ -758,7 +758,7 @@ void edge_job_done(struct solve *s, struct job *job)
 	}
 	if (job->r < 0 && !e->failed) {
 		tell_failure(s, vs, job->r, &job->err);
-		fail(s, e, job->r, &job->err);
+		edge_fail(s, e, job->r, &job->err);
 	}
 	edge_done_waiting(s, e);
 }

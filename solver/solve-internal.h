@@ -106,6 +106,7 @@ struct solve {
 	size_t n_caches;
 	struct vertex_state **vertices; /* by position */
 	vec(struct edge_state *) queue; /* a stack */
+	vec(struct solve_event) events; /* that are to be told; errors are owned */
 	/* The first of those that are equal to run: by identity, a power of two, at most half full. */
 	struct vertex_state **leaders;
 	size_t n_leaders;
@@ -127,6 +128,8 @@ void edge_advance(struct solve *s, struct edge_state *e);
 /* @e is wanted at @level, by @waiter (NULL = by the caller of the solve). */
 void edge_want(struct solve *s, struct edge_state *e, enum edge_level level,
 	       struct edge_state *waiter);
+/* @err may be NULL. */
+void edge_fail(struct solve *s, struct edge_state *e, int r, const struct err *err);
 void edge_free(struct edge_state *e, size_t n_caches);
 void vertex_state_free(struct vertex_state *vs, size_t n_caches);
 /* A job of @e or its vertex is done. */
@@ -150,8 +153,8 @@ int edge_commit(struct solve *s, struct edge_state *e, struct ref *ref, struct e
 /* --- the owner (solve.c) --- */
 void solve_post(struct solve *s, enum job_kind kind, struct edge_state *e, size_t input);
 void solve_push(struct solve *s, struct edge_state *e);
-void solve_event(const struct solve *s, const struct vertex_state *vs, enum solve_event_kind kind,
+void solve_event(struct solve *s, const struct vertex_state *vs, enum solve_event_kind kind,
 		 const char *error);
-void solve_started(const struct solve *s, struct vertex_state *vs);
+void solve_started(struct solve *s, struct vertex_state *vs);
 bool solve_is_stopping(struct solve *s);
 void solve_free(struct solve *s);

@@ -22,17 +22,28 @@ static int no_memory(struct err *err)
 
 /* ------------------------------------------------------------------ telling */
 
-void solve_event(const struct solve *s, const struct vertex_state *vs, enum solve_event_kind kind,
+/* Told by and by: the one who listens may block, which nobody should under the catalogue's lock. */
+void solve_event(struct solve *s, const struct vertex_state *vs, enum solve_event_kind kind,
 		 const char *error)
 {
-	if (!s->options || !s->options->event)
+	struct solve_event *event = s->options && s->options->event ? vec_push(&s->events) : NULL;
+	if (!event)
 		return;
-	struct solve_event event = {.kind = kind, .vertex = vs->v, .error = error};
-	clock_gettime(CLOCK_REALTIME, &event.when);
-	s->options->event(s->options->arg, &event);
+	*event = (struct solve_event){
+		.kind = kind, .vertex = vs->v, .error = error ? strdup(error) : NULL};
+	clock_gettime(CLOCK_REALTIME, &event->when);
 }
 
-void solve_started(const struct solve *s, struct vertex_state *vs)
+static void tell_events(struct solve *s)
+{
+	for (size_t i = 0; i < s->events.n; i++) {
+		s->options->event(s->options->arg, &s->events.items[i]);
+		free((char *)s->events.items[i].error);
+	}
+	s->events.n = 0;
+}
+
+void solve_started(struct solve *s, struct vertex_state *vs)
 {
 	if (vs->is_started)
 		return;
@@ -41,7 +52,7 @@ void solve_started(const struct solve *s, struct vertex_state *vs)
 }
 
 /* What was found under its key and then not needed was in a cache, too. */
-static void tell_rest(const struct solve *s)
+static void tell_rest(struct solve *s)
 {
 	for (size_t i = 0; i < graph_count(s->graph); i++) {
 		struct vertex_state *vs = s->vertices[i];
@@ -88,12 +99,11 @@ static void *worker(void *arg)
 	return NULL;
 }
 
-/* A failure to post fails the edge when it is looked at. */
 void solve_post(struct solve *s, enum job_kind kind, struct edge_state *e, size_t input)
 {
 	struct job *job = calloc(1, sizeof(*job));
 	if (!job) {
-		e->failed = -ENOMEM;
+		edge_fail(s, e, -ENOMEM, NULL);
 		return;
 	}
 	*job = (struct job){.kind = kind, .edge = e, .vertex = e->vertex, .input = input};
@@ -137,6 +147,7 @@ static void collect(struct solve *s)
 		edge_job_done(s, job);
 		free(job);
 	}
+	tell_events(s);
 }
 
 /* ------------------------------------------------------------------ the owner */
@@ -147,7 +158,7 @@ void solve_push(struct solve *s, struct edge_state *e)
 		return;
 	struct edge_state **slot = vec_push(&s->queue);
 	if (!slot) {
-		e->failed = -ENOMEM;
+		edge_fail(s, e, -ENOMEM, NULL);
 		return;
 	}
 	*slot = e;
@@ -165,6 +176,7 @@ static void drain_queue(struct solve *s)
 		edge_advance(s, e);
 	}
 	db_read_end(db);
+	tell_events(s);
 }
 
 static void solve_until(struct solve *s, const struct edge_state *target)
@@ -227,6 +239,7 @@ void solve_free(struct solve *s)
 	free(s->vertices);
 	free(s->leaders);
 	vec_free(&s->queue);
+	vec_free(&s->events);
 	pthread_mutex_destroy(&s->lock);
 	pthread_cond_destroy(&s->has_job);
 	pthread_cond_destroy(&s->has_done);
@@ -268,6 +281,7 @@ static int solve_edge(struct graph *g, struct solver *solver, struct vertex *ver
 	edge_want(*slot, *out, LEVEL_COMPLETE, NULL);
 	solve_until(*slot, *out);
 	tell_rest(*slot);
+	tell_events(*slot);
 	(*slot)->options = NULL;
 	const struct edge_state *e = *out;
 	if (e->failed)
