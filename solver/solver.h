@@ -141,6 +141,8 @@ char *image_name_text(const struct image_name *name); /* canonical; caller frees
 /* An LLB definition (pb.Definition), loaded: vertices and edges, digests checked. */
 struct graph;
 struct vertex;
+/* Appends the bytes of the file @name, "-" = standard input. */
+int definition_read(struct strbuf *out, const char *name, struct err *err);
 /* @bytes are the protobuf. Errors: -EBADMSG with the vertex that is wrong, -ENOTSUP an op that
  * cannot be solved yet is found only when it is solved. */
 int graph_load(struct graph **out, const void *bytes, size_t n, struct err *err);

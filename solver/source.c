@@ -111,7 +111,7 @@ static int read_stdin(struct strbuf *out)
 	return 0;
 }
 
-static int read_definition(const char *name, struct strbuf *out, struct err *err)
+int definition_read(struct strbuf *out, const char *name, struct err *err)
 {
 	bool is_stdin = strcmp(name, "-") == 0;
 	int r = is_stdin ? read_stdin(out) : read_file(AT_FDCWD, name, DEFINITION_READ_MAX, out);
@@ -124,7 +124,7 @@ static int resolve_llb(struct solver *solver, const char *text, const struct ref
 		       struct ref **out, struct err *err)
 {
 	scoped(strbuf_free) struct strbuf bytes = {0};
-	int r = read_definition(what->name, &bytes, err);
+	int r = definition_read(&bytes, what->name, err);
 	if (r < 0)
 		return r;
 	scoped(graph_free) struct graph *graph = NULL;

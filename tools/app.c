@@ -44,6 +44,21 @@ static void app_free_folders(struct solver_layout *folders, size_t n)
 	free(folders);
 }
 
+static int app_secrets(struct app *app, const struct texts *texts, struct err *err)
+{
+	app->secrets = calloc(texts->n + 1, sizeof(*app->secrets));
+	if (!app->secrets)
+		return -ENOMEM;
+	for (size_t i = 0; i < texts->n; i++) {
+		int r = secret_parse(&app->secrets[i], texts->items[i], err);
+
+		if (r < 0)
+			return r;
+		app->n_secrets++;
+	}
+	return 0;
+}
+
 static int app_solver(struct app *app, const struct options *o, struct err *err)
 {
 	struct solver_options options = {
@@ -61,12 +76,16 @@ static int app_solver(struct app *app, const struct options *o, struct err *err)
 	r = app_folders(&app->layouts, &app->n_layouts, "oci-layout", &o->layouts, err);
 	if (r == 0)
 		r = app_folders(&app->locals, &app->n_locals, "local", &o->locals, err);
+	if (r == 0)
+		r = app_secrets(app, &o->secrets, err);
 	if (r < 0)
 		return r;
 	options.layouts = app->layouts;
 	options.n_layouts = app->n_layouts;
 	options.locals = app->locals;
 	options.n_locals = app->n_locals;
+	options.secrets = app->secrets;
+	options.n_secrets = app->n_secrets;
 	if (o->platform) {
 		r = platform_parse(&options.platform, o->platform, err);
 		if (r < 0)
@@ -117,6 +136,9 @@ void app_close(struct app *app)
 	net_free(app->net);
 	app_free_folders(app->layouts, app->n_layouts);
 	app_free_folders(app->locals, app->n_locals);
+	for (size_t i = 0; i < app->n_secrets; i++)
+		secret_deinit(&app->secrets[i]);
+	free(app->secrets);
 	*app = (struct app){0};
 }
 

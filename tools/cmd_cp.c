@@ -30,8 +30,7 @@ struct cp_folder {
 };
 
 struct cp {
-	struct look look;
-	struct tree *tree;	    /* of look */
+	struct tree *tree;
 	struct strbuf path;	    /* of the innermost open folder, relative to the outermost */
 	vec(struct cp_folder) open; /* from the outermost down to where the walk is */
 	struct idmap links;	    /* inode with several names → index in first_names */
@@ -271,12 +270,15 @@ static int cp_file(struct cp *cp, int dir, const char *name, const struct attr *
 
 	do {
 		snprintf(tmp, sizeof(tmp), ".llbfs-%d-%u", (int)getpid(), cp->n_temporary++);
+		temporary_file(dir, tmp);
 		r = cp_make(cp, dir, tmp, attr, path);
+		if (r == -EEXIST)
+			temporary_file(-1, NULL);
 	} while (r == -EEXIST);
-	if (r == 0 && renameat(dir, tmp, dir, name) < 0)
-		r = -errno;
+	if (r == 0)
+		r = temporary_file_done(name);
 	if (r < 0) {
-		unlinkat(dir, tmp, 0);
+		temporary_file_drop();
 		return cp->err && cp->err->code == r
 			       ? r
 			       : err_set(cp->err, r, "%s: %s", path, strerror(-r));
@@ -350,7 +352,7 @@ static int cp_entry(void *arg, const char *path, const char *name, const struct 
 /* Everything below the folder @attr, into the one that was entered last. */
 static int cp_folder_content(struct cp *cp, const struct attr *attr)
 {
-	int r = tree_walk_all(cp->look.view.tree, attr->id, cp_entry, cp, cp->err);
+	int r = tree_walk_all(cp->tree, attr->id, cp_entry, cp, cp->err);
 
 	while (r == 0 && cp->open.n)
 		r = cp_leave(cp);
@@ -365,25 +367,67 @@ static int cp_open_user_folder(const char *path)
 	return open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 }
 
-/* "cp REF / DEST" and "cp REF DIR/. DEST": the content goes into DEST itself. */
-static int cp_into(struct cp *cp, const char *dest, const struct attr *attr)
+/* Into the open folder @fd, which becomes @cp's; @attr is that of where it comes from. */
+static int cp_into_fd(struct cp *cp, int fd, const struct attr *attr, bool is_new)
 {
-	bool is_new = mkdir(dest, 0700) == 0;
-	struct cp_folder *folder;
-	int fd;
+	struct cp_folder *folder = vec_push(&cp->open);
 
-	if (!is_new && errno != EEXIST)
-		return err_errno(cp->err, "%s", dest);
-	fd = cp_open_user_folder(dest);
-	if (fd < 0)
-		return err_errno(cp->err, "%s", dest);
-	folder = vec_push(&cp->open);
 	if (!folder) {
 		close_fd(fd);
 		return -ENOMEM;
 	}
 	*folder = (struct cp_folder){.fd = fd, .attr = *attr, .keep_attr = !is_new};
 	return cp_folder_content(cp, attr);
+}
+
+/* "cp REF / DEST" and "cp REF DIR/. DEST": the content goes into DEST itself. */
+static int cp_into(struct cp *cp, const char *dest, const struct attr *attr)
+{
+	bool is_new = mkdir(dest, 0700) == 0;
+	int fd;
+
+	if (!is_new && errno != EEXIST)
+		return err_errno(cp->err, "%s", dest);
+	fd = cp_open_user_folder(dest);
+	return fd < 0 ? err_errno(cp->err, "%s", dest) : cp_into_fd(cp, fd, attr, is_new);
+}
+
+/* The same for a folder that is not there: it gets its name when everything is in it. */
+static int cp_into_new(struct cp *cp, const char *dest, const struct attr *attr)
+{
+	scoped(free) char *parent = NULL;
+	scoped(close_fd) int dir = -1;
+	size_t len = strlen(dest), start;
+	char tmp[64];
+	int fd, r;
+
+	while (len > 1 && dest[len - 1] == '/')
+		len--;
+	for (start = len; start > 0 && dest[start - 1] != '/';)
+		start--;
+	scoped(free) char *name = strndup(dest + start, len - start);
+	parent = start ? strndup(dest, start) : strdup(".");
+	if (!name || !parent)
+		return -ENOMEM;
+	r = make_dirs(parent, 0755);
+	dir = r < 0 ? -1 : cp_open_user_folder(parent);
+	if (dir < 0)
+		return err_set(cp->err, r < 0 ? r : -errno, "%s: %s", parent,
+			       strerror(r < 0 ? -r : errno));
+	do
+		snprintf(tmp, sizeof(tmp), ".llbfs-%d-%u", (int)getpid(), cp->n_temporary++);
+	while ((r = mkdirat(dir, tmp, 0700)) < 0 && errno == EEXIST);
+	if (r < 0)
+		return err_errno(cp->err, "%s", dest);
+	temporary_folder(dir, tmp);
+	fd = openat(dir, tmp, FOLDER_FLAGS);
+	r = fd < 0 ? err_errno(cp->err, "%s", dest) : cp_into_fd(cp, fd, attr, true);
+	if (r < 0) {
+		temporary_folder_drop();
+		return r;
+	}
+	r = temporary_folder_done(name);
+	return r < 0 ? err_set(cp->err, r, "%s: %s", dest, strerror(-r)) : 0;
 }
 
 /* Into the folder DEST under its own name, or as DEST. */
@@ -419,13 +463,38 @@ static int cp_as(struct cp *cp, const char *dest, const char *own_name, const st
 	return r < 0 ? r : cp_folder_content(cp, attr);
 }
 
-static int cp_all(struct cp *cp)
+static int cp_init(struct cp *cp, struct tree *tree, struct err *err)
 {
-	const char *path = cp->look.split.paths[0].text, *dest = cp->look.split.paths[1].text;
+	struct rlimit files;
+
+	*cp = (struct cp){.tree = tree, .is_root = geteuid() == 0, .err = err};
+	umask(0);				     /* modes are the tree's */
+	if (getrlimit(RLIMIT_NOFILE, &files) == 0) { /* a descriptor for each folder on the way */
+		files.rlim_cur = files.rlim_max;
+		setrlimit(RLIMIT_NOFILE, &files);
+	}
+	cp->buf = malloc(READ_SIZE);
+	return cp->buf ? 0 : -ENOMEM;
+}
+
+static void cp_deinit(struct cp *cp)
+{
+	for (size_t i = 0; i < cp->open.n; i++)
+		close_fd(cp->open.items[i].fd);
+	for (size_t i = 0; i < cp->first_names.n; i++)
+		free(cp->first_names.items[i]);
+	vec_free(&cp->first_names);
+	vec_free(&cp->open);
+	idmap_free(&cp->links);
+	strbuf_free(&cp->path);
+	free(cp->buf);
+}
+
+static int cp_all(struct cp *cp, const char *path, const char *dest)
+{
 	scoped(strbuf_free) struct strbuf real = {0};
 	struct attr attr;
-	int r = tree_walk_real(cp->look.view.tree, path, str_ends(path, "/."), &attr, &real,
-			       cp->err);
+	int r = tree_walk_real(cp->tree, path, str_ends(path, "/."), &attr, &real, cp->err);
 
 	if (r < 0)
 		return r;
@@ -438,29 +507,38 @@ static int cp_all(struct cp *cp)
 
 int cmd_cp(struct options *o, struct err *err)
 {
-	struct cp cp = {.is_root = geteuid() == 0, .err = err};
-	struct rlimit files;
-	int r = look_open(&cp.look, o, "cp", 2, 2, err);
+	struct look look;
+	struct cp cp;
+	int r = look_open(&look, o, "cp", 2, 2, err);
 
 	if (r < 0)
 		return r;
-	umask(0);				     /* modes are the tree's */
-	if (getrlimit(RLIMIT_NOFILE, &files) == 0) { /* a descriptor for each folder on the way */
-		files.rlim_cur = files.rlim_max;
-		setrlimit(RLIMIT_NOFILE, &files);
+	r = cp_init(&cp, look.view.tree, err);
+	if (r == 0)
+		r = cp_all(&cp, look.split.paths[0].text, look.split.paths[1].text);
+	cp_deinit(&cp);
+	look_close(&look);
+	return r;
+}
+
+int copy_out(struct tree *tree, const char *dest, struct err *err)
+{
+	mode_t mask = umask(0);
+	struct stat st;
+	struct attr root;
+	struct cp cp;
+	int r = cp_init(&cp, tree, err);
+
+	if (r == 0)
+		r = tree_getattr(tree, TREE_ROOT, &root, NULL, err);
+	if (r == 0 && stat(dest, &st) < 0 && errno == ENOENT) {
+		r = cp_into_new(&cp, dest, &root);
+	} else if (r == 0) {
+		r = cp_into(&cp, dest, &root);
+		if (r < 0)
+			r = err_wrap(err, r, "%s may have only some of the files", dest);
 	}
-	cp.tree = cp.look.view.tree;
-	cp.buf = malloc(READ_SIZE);
-	r = cp.buf ? cp_all(&cp) : -ENOMEM;
-	for (size_t i = 0; i < cp.open.n; i++)
-		close_fd(cp.open.items[i].fd);
-	for (size_t i = 0; i < cp.first_names.n; i++)
-		free(cp.first_names.items[i]);
-	vec_free(&cp.first_names);
-	vec_free(&cp.open);
-	idmap_free(&cp.links);
-	strbuf_free(&cp.path);
-	free(cp.buf);
-	look_close(&cp.look);
+	cp_deinit(&cp);
+	umask(mask);
 	return r;
 }

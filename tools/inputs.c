@@ -3,9 +3,7 @@
 /*
  * From words to files: REFs and --merge arguments, in the order typed, become one ref and its tree.
  *
- * A --merge argument is one CSV record, read as Go's encoding/csv reads it (RFC 4180): fields are
- * separated by commas; one that begins with a quote runs to the next lone quote, "" in it standing
- * for one; a quote anywhere else is an error. A field is KEY=VALUE, of ref, trim and add.
+ * A --merge argument is one CSV record (csv.c) of fields KEY=VALUE, of ref, trim and add.
  */
 
 #include "tools/tools.h"
@@ -42,30 +40,9 @@ int words_split(struct split *out, const struct options *o, size_t min_paths, si
 
 /* ------------------------------------------------------------------ --merge */
 
-/* Reads one field of @p into @field; returns what follows it, NULL when it is malformed. */
-static const char *csv_field(const char *p, struct strbuf *field)
+static int merge_arg_set(void *to, const char *field, struct err *err)
 {
-	size_t n;
-
-	if (*p != '"') {
-		n = strcspn(p, ",\"\r\n");
-		strbuf_add(field, p, n);
-		return p[n] && p[n] != ',' ? NULL : p + n;
-	}
-	for (p++;; p += 2) {
-		n = strcspn(p, "\"");
-		strbuf_add(field, p, n);
-		p += n;
-		if (!*p)
-			return NULL;
-		if (p[1] != '"')
-			return p[1] && p[1] != ',' ? NULL : p + 1;
-		strbuf_putc(field, '"');
-	}
-}
-
-static int merge_arg_set(struct merge_arg *arg, const char *field, struct err *err)
-{
+	struct merge_arg *arg = to;
 	static const char *const keys[] = {"ref", "trim", "add"};
 	char **const values[] = {&arg->ref, &arg->trim, &arg->add};
 	const char *equals = strchr(field, '=');
@@ -84,24 +61,10 @@ static int merge_arg_set(struct merge_arg *arg, const char *field, struct err *e
 
 int merge_arg_parse(struct merge_arg *out, const char *text, struct err *err)
 {
-	const char *p = text;
-	int r = 0;
+	int r;
 
 	*out = (struct merge_arg){0};
-	while (r == 0) {
-		scoped(strbuf_free) struct strbuf field = {0};
-
-		p = csv_field(p, &field);
-		if (!p)
-			r = err_set(err, -EINVAL, "--merge: a quote is out of place in '%s'", text);
-		else if (field.failed)
-			r = -ENOMEM;
-		else
-			r = merge_arg_set(out, field.data ? field.data : "", err);
-		if (r == 0 && !*p)
-			break;
-		p++;
-	}
+	r = csv_each("--merge", text, merge_arg_set, out, err);
 	if (r == 0 && (!out->ref || !*out->ref))
 		r = err_set(err, -EINVAL, "--merge: ref=REF is missing in '%s'", text);
 	if (r < 0)

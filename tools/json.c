@@ -70,3 +70,35 @@ void json_bool(struct strbuf *s, const char *key, bool value)
 	json_key(s, key);
 	strbuf_puts(s, value ? "true" : "false");
 }
+
+void json_time(struct strbuf *s, const char *key, const struct timespec *t)
+{
+	struct tm tm;
+	char text[40];
+
+	gmtime_r(&t->tv_sec, &tm);
+	strftime(text, sizeof(text), "%Y-%m-%dT%H:%M:%S", &tm);
+	json_key(s, key);
+	strbuf_printf(s, "\"%s.%09ldZ\"", text, t->tv_nsec);
+}
+
+void json_base64(struct strbuf *s, const char *key, const void *bytes, size_t n)
+{
+	static const char alphabet[] =
+		"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+	const uint8_t *b = bytes;
+
+	json_key(s, key);
+	strbuf_putc(s, '"');
+	for (size_t i = 0; i < n; i += 3) {
+		size_t have = MIN(n - i, (size_t)3);
+		uint32_t v = (uint32_t)b[i] << 16 | (have > 1 ? (uint32_t)b[i + 1] << 8 : 0) |
+			     (have > 2 ? b[i + 2] : 0);
+
+		strbuf_putc(s, alphabet[v >> 18]);
+		strbuf_putc(s, alphabet[v >> 12 & 63]);
+		strbuf_putc(s, have > 1 ? alphabet[v >> 6 & 63] : '=');
+		strbuf_putc(s, have > 2 ? alphabet[v & 63] : '=');
+	}
+	strbuf_putc(s, '"');
+}

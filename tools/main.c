@@ -41,6 +41,28 @@ const struct command commands[] = {
 		.run = cmd_mount,
 	},
 	{
+		.name = "build",
+		.usage = "[--local NAME=DIR]... [--output CSV]... [FILE|-]",
+		.summary = "solve an LLB definition into a result that stays",
+		.text = "FILE is what buildctl build reads, in any form that llb:// takes; without "
+			"it, standard input. Prints the ID of the result, which every verb takes "
+			"as ref://ID. Without --output no content is fetched but what cache keys "
+			"hash. What runs is shown on stderr as BuildKit shows it; see --progress.\n\n"
+			"An --output is type=local,dest=DIR (the files, into a folder that is made "
+			"if need be; other files in it stay), type=tar,dest=FILE (- or no dest: "
+			"stdout, where the ID is then not printed), or type=mount,dest=DIR (as "
+			"llbfs mount ref://ID DIR). DIR alone is short for type=local, - for "
+			"type=tar. They are made one after another. A file, or a new folder, is "
+			"there when it is whole; an interrupt or a failure leaves none.\n\n"
+			"--iidfile and --metadata-file (JSON keys: llbfs.ref) are removed first "
+			"and written when everything is done.\n\n"
+			"For a Dockerfile let docker make the definition: docker buildx build "
+			"--call=convertllb,format=json DIR | llbfs build --local context=DIR -",
+		.example = "llbfs build --local context=. --output out def.pb",
+		.groups = FOR_BUILD,
+		.run = cmd_build,
+	},
+	{
 		.name = "umount",
 		.usage = "[-l] MOUNTPOINT",
 		.summary = "take a mount away, whether its server lives or not",

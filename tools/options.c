@@ -52,9 +52,21 @@ const struct option_spec option_specs[] = {
 	{"layer", 0, OPTION_TEXT, FIELD(layer), "N|DIGEST|A..B", NULL,
 	 "only this layer, or these, of an image; 0 is the lowest", FOR_REF},
 	{"oci-layout", 0, OPTION_LIST, FIELD(layouts), "NAME=DIR", NULL,
-	 "where the oci-layout source NAME of an LLB definition is", FOR_REF},
+	 "where the oci-layout source NAME of an LLB definition is", FOR_REF | FOR_BUILD},
 	{"local", 0, OPTION_LIST, FIELD(locals), "NAME=DIR", NULL,
-	 "the folder that is the local source NAME of an LLB definition", FOR_REF},
+	 "the folder that is the local source NAME of an LLB definition", FOR_REF | FOR_BUILD},
+
+	{"secret", 0, OPTION_LIST, FIELD(secrets), "id=ID[,src=FILE|env=VAR]", NULL,
+	 "what sources of an LLB definition may need to log in; default the variable or file ID",
+	 FOR_REF | FOR_BUILD},
+	{"output", 'o', OPTION_LIST, FIELD(outputs), "CSV", NULL,
+	 "where the result goes: type=local|tar|mount,dest=PATH; repeatable", FOR_BUILD},
+	{"no-cache", 0, OPTION_FLAG, FIELD(no_cache), NULL, NULL,
+	 "do everything again, whatever is in the cache", FOR_BUILD},
+	{"metadata-file", 0, OPTION_TEXT, FIELD(metadata_file), "FILE", NULL,
+	 "write what came of it as JSON", FOR_BUILD},
+	{"iidfile", 0, OPTION_TEXT, FIELD(iidfile), "FILE", NULL, "write the ID of the result",
+	 FOR_BUILD},
 
 	/* of all */
 	{"root", 0, OPTION_TEXT, FIELD(root), "DIR", "LLBFS_ROOT",
@@ -227,6 +239,8 @@ void options_deinit(struct options *o)
 	vec_free(&o->include);
 	vec_free(&o->exclude);
 	vec_free(&o->locals);
+	vec_free(&o->secrets);
+	vec_free(&o->outputs);
 	vec_free(&o->words);
 }
 

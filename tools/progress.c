@@ -85,7 +85,7 @@ static void tty_erase(struct progress *p, struct strbuf *s)
 	p->n_lines = 0;
 }
 
-static void tty_size(unsigned *rows, unsigned *columns)
+void progress_terminal(unsigned *rows, unsigned *columns)
 {
 	struct winsize w = {0};
 
@@ -109,7 +109,7 @@ static void tty_draw(struct progress *p, struct strbuf *s)
 	unsigned rows, columns, n = 0;
 	char digest[DIGEST_TEXT_MAX], done[16], size[16];
 
-	tty_size(&rows, &columns);
+	progress_terminal(&rows, &columns);
 	tty_erase(p, s);
 	strbuf_printf(&line, "[+] %s %.1fs", p->title, progress_seconds(p));
 	progress_total(p, &line);
@@ -169,17 +169,6 @@ static void plain_end(struct progress *p, struct strbuf *s)
 }
 
 /* ------------------------------------------------------------------ rawjson */
-
-static void json_time(struct strbuf *s, const char *key, const struct timespec *t)
-{
-	struct tm tm;
-	char text[40];
-
-	gmtime_r(&t->tv_sec, &tm);
-	strftime(text, sizeof(text), "%Y-%m-%dT%H:%M:%S", &tm);
-	json_key(s, key);
-	strbuf_printf(s, "\"%s.%09ldZ\"", text, t->tv_nsec);
-}
 
 static void rawjson_draw(struct progress *p, struct strbuf *s, bool is_end)
 {
@@ -276,7 +265,7 @@ static void *progress_thread(void *arg)
 	return NULL;
 }
 
-static enum progress_mode progress_resolve(enum progress_mode mode)
+enum progress_mode progress_resolve(enum progress_mode mode)
 {
 	const char *term = getenv("TERM");
 
@@ -286,10 +275,16 @@ static enum progress_mode progress_resolve(enum progress_mode mode)
 										   : PROGRESS_PLAIN;
 }
 
+bool progress_colours(void)
+{
+	const char *no_color = getenv("NO_COLOR");
+
+	return !no_color || !*no_color;
+}
+
 int progress_new(struct progress **out, enum progress_mode mode, const char *title, struct net *net,
 		 struct err *err)
 {
-	const char *no_color = getenv("NO_COLOR");
 	pthread_condattr_t attr;
 	struct progress *p;
 	int r;
@@ -300,7 +295,7 @@ int progress_new(struct progress **out, enum progress_mode mode, const char *tit
 		return -ENOMEM;
 	}
 	p->mode = progress_resolve(mode);
-	p->colours = !no_color || !*no_color;
+	p->colours = progress_colours();
 	p->net = net;
 	p->begin_ns = now_ns();
 	clock_gettime(CLOCK_REALTIME, &p->begin_real);

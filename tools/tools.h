@@ -31,6 +31,7 @@ enum option_group {
 	FOR_SHA256 = 1 << 7, /* verbs that can print digests of files */
 	FOR_HELP = 1 << 8,
 	FOR_HASH = 1 << 9,
+	FOR_BUILD = 1 << 10,
 };
 
 enum option_kind {
@@ -95,6 +96,9 @@ struct options {
 	struct texts layouts;	       /* each --oci-layout */
 	struct texts include, exclude; /* patterns */
 	struct texts locals;	       /* each --local */
+	struct texts secrets, outputs; /* each --secret, --output */
+	bool no_cache;
+	const char *metadata_file, *iidfile;
 	struct words words;
 	struct texts owned; /* strings made while parsing */
 	bool help;
@@ -133,6 +137,7 @@ extern const size_t n_commands;
 const struct command *command_find(const char *name); /* NULL = none */
 
 int cmd_mount(struct options *o, struct err *err);
+int cmd_build(struct options *o, struct err *err);
 int cmd_umount(struct options *o, struct err *err);
 int cmd_mounts(struct options *o, struct err *err);
 int cmd_status(struct options *o, struct err *err);
@@ -183,10 +188,28 @@ int progress_new(struct progress **out, enum progress_mode mode, const char *tit
 		 struct err *err);
 /* These layers are worth showing; borrowed until progress_free. */
 void progress_watch(struct progress *p, const struct ref_tree_layer *layers, size_t n);
+/* What auto means here; the others stay. */
+enum progress_mode progress_resolve(enum progress_mode mode);
+void progress_terminal(unsigned *rows, unsigned *columns);
+bool progress_colours(void); /* $NO_COLOR */
 /* Takes the picture away and shows no more: stdout is about to use the same terminal. */
 void progress_hide(struct progress *p);
 void progress_free(struct progress *p);
 define_scoped(struct progress *, progress_free);
+
+/* The same for a build, in BuildKit's style: what happens to the vertices of @graph, which must
+ * live as long, and then to outputs, one after another. */
+struct build_progress;
+int build_progress_new(struct build_progress **out, enum progress_mode mode, struct graph *graph,
+		       struct err *err);
+void build_progress_event(void *arg, const struct solve_event *event); /* of struct solve_options */
+void build_progress_output(struct build_progress *p, const char *name);
+/* What the output may have to wait for; borrowed until it ends. */
+void build_progress_watch(struct build_progress *p, const struct ref_tree_layer *layers, size_t n);
+void build_progress_output_end(struct build_progress *p, int r, const struct err *err);
+/* Shows how it ended. */
+void build_progress_free(struct build_progress *p);
+define_scoped(struct build_progress *, build_progress_free);
 
 /* ------------------------------------------------------------------ what a command works on */
 
@@ -199,6 +222,8 @@ struct app {
 	/* for solver; names are owned, the rest is of the options */
 	struct solver_layout *layouts, *locals;
 	size_t n_layouts, n_locals;
+	struct solver_secret *secrets; /* strings are owned */
+	size_t n_secrets;
 };
 int app_open(struct app *app, const struct options *o, const char *title, struct err *err);
 void app_close(struct app *app);
@@ -217,7 +242,19 @@ struct split {
 int words_split(struct split *out, const struct options *o, size_t min_paths, size_t max_paths,
 		struct err *err);
 
-/* One --merge argument: CSV as Go's encoding/csv reads one record. The strings are the caller's. */
+/* Calls @fn for each field of @text, one CSV record as Go's encoding/csv reads it; stops when it
+ * fails. Errors: -EINVAL, naming @option; those of @fn. */
+typedef int (*csv_fn)(void *arg, const char *field, struct err *err);
+int csv_each(const char *option, const char *text, csv_fn fn, void *arg, struct err *err);
+/* What follows "KEY=" in @field, where KEY is @key in any case; else NULL. */
+const char *csv_value(const char *field, const char *key);
+
+/* One --secret argument: id=ID[,src=FILE|,env=VAR]; with neither the variable called ID, if there
+ * is one, else the file. Strings of @out are owned. Errors: -EINVAL, -ENOENT there is no such file. */
+int secret_parse(struct solver_secret *out, const char *text, struct err *err);
+void secret_deinit(struct solver_secret *secret);
+
+/* One --merge argument: a CSV record. The strings are the caller's. */
 struct merge_arg {
 	char *ref, *trim, *add;
 };
@@ -274,6 +311,8 @@ void json_pair(struct strbuf *s, const char *key, const char *text);
 void json_u64(struct strbuf *s, const char *key, uint64_t value);
 void json_i64(struct strbuf *s, const char *key, int64_t value);
 void json_bool(struct strbuf *s, const char *key, bool value);
+void json_time(struct strbuf *s, const char *key, const struct timespec *t); /* RFC 3339, UTC */
+void json_base64(struct strbuf *s, const char *key, const void *bytes, size_t n);
 
 /* One file as a JSON object on a line, or as a line of ls -l. @path as it is to be shown. */
 int row_json(struct strbuf *s, struct tree *t, const char *path, const struct attr *attr,
@@ -292,6 +331,55 @@ int file_digest(struct tree *t, const struct attr *attr, struct digest *out, str
 int out_flush(struct app *app, struct strbuf *s, struct err *err);
 /* The same once there is enough to be worth a write. */
 int out_maybe(struct app *app, struct strbuf *s, struct err *err);
+
+/* Copies everything in @tree into the folder @dest of this host, which is made if it is not there;
+ * what is there already stays or is written over. */
+int copy_out(struct tree *tree, const char *dest, struct err *err);
+
+/* ------------------------------------------------------------------ what is half written */
+
+/* Names that stand for something unfinished, one file and one folder at a time. With interrupts
+ * caught, SIGINT and SIGTERM take both away before they end the process as they would. Calls wait
+ * for ever once that has begun. Names are borrowed and lie in @dir. */
+int temporary_catch_interrupts(struct err *err);
+void temporary_file(int dir, const char *name);
+void temporary_folder(int dir, const char *name);
+/* It is finished: becomes @to in the same folder. On failure it is gone. */
+int temporary_file_done(const char *to);
+int temporary_folder_done(const char *to);
+/* It is removed. */
+void temporary_file_drop(void);
+void temporary_folder_drop(void);
+/* Also ends with the process: 0 = none. */
+void temporary_child(pid_t pid);
+/* Writes @path in one step: what was there is replaced when everything was written. What is no
+ * regular file (a pipe, a device) is written to as it is. */
+struct whole_file {
+	char *path;   /* where links lead */
+	char *tmp;    /* name of the unfinished file; NULL = none, it is written to as it is */
+	int dir, fd;
+};
+int whole_file_open(struct whole_file *f, const char *path, mode_t mode, struct err *err);
+/* Ends it, well when @r is 0. Returns @r, or why it could not be finished. */
+int whole_file_close(struct whole_file *f, int r, struct err *err);
+
+/* ------------------------------------------------------------------ builds */
+
+/* One --output. */
+enum output_type { OUTPUT_LOCAL, OUTPUT_TAR, OUTPUT_MOUNT };
+struct output {
+	enum output_type type;
+	char *dest; /* NULL = stdout */
+};
+/* Errors: -EINVAL. */
+int output_parse(struct output *out, const char *text, struct err *err);
+void output_deinit(struct output *out);
+/* Finds what would fail for sure before anything is done for it. */
+int output_check(const struct output *out, struct err *err);
+/* Does it; @id is the ref's in the store. */
+int output_write(const struct output *out, struct app *app, const struct options *o,
+		 struct ref *ref, const struct digest *id, struct build_progress *progress,
+		 struct err *err);
 
 /* ------------------------------------------------------------------ mounts */
 
