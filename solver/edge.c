@@ -571,6 +571,8 @@ static int step_loaded(struct solve *s, struct edge_state *e, struct err *err)
 
 static int step_inputs(struct solve *s, struct edge_state *e, struct err *err)
 {
+	if (!e->vertex->v->ops)
+		return vertex_cannot_run(e->vertex->v, err);
 	want_inputs(s, e, LEVEL_COMPLETE);
 	return 0;
 }

@@ -169,6 +169,8 @@ static void solve_until(struct solve *s, const struct edge_state *target)
 	}
 }
 
+static_assert(CACHES_MAX > IMPORTS_MAX, "room for all caches");
+
 static int solve_new(struct solve **out, struct graph *g, struct solver *solver)
 {
 	size_t n = graph_count(g);
@@ -178,6 +180,7 @@ static int solve_new(struct solve **out, struct graph *g, struct solver *solver)
 	s->graph = g;
 	s->solver = solver;
 	s->caches[s->n_caches++] = solver->cache;
+	cache_imports_get(solver, s->caches, &s->n_caches);
 	for (s->n_leaders = 16; s->n_leaders < 2 * n;)
 		s->n_leaders *= 2;
 	s->vertices = calloc(n + 1, sizeof(struct vertex_state *));
@@ -222,19 +225,39 @@ void solve_free(struct solve *s)
 	free(s);
 }
 
-/* All of what @target needs can be run: else nothing is asked of anybody in vain. */
-static int check_needed(struct graph *g, const struct vertex *target, struct err *err)
+/* May the result of @v, which cannot be run, be in some cache? 1 or 0. */
+static int may_be_cached(const struct solve *s, struct vertex *v, struct err *err)
+{
+	scoped(vertex_keys_deinit) struct vertex_keys keys = {0};
+	if ((s->options && s->options->no_cache) || v->metadata.ignore_cache ||
+	    vertex_keys(&keys, v, s->solver, false, NULL) < 0)
+		return 0;
+	int r = 0;
+	for (size_t i = 0; i < keys.n_records && r == 0; i++)
+		for (size_t c = s->n_caches; c-- > 0 && r == 0;) /* those in memory first */
+			if (!keys.records[i].digest.is_random)
+				r = s->caches[c]->ops->knows(
+					s->caches[c], &keys.records[i].digest.digest, err);
+	return r;
+}
+
+/* All of what @target needs can be run, or was by somebody else: else nothing is asked of anybody
+ * in vain. */
+static int check_needed(const struct solve *s, const struct vertex *target, struct err *err)
 {
 	scoped(free) uint8_t *needed = calloc(target->position + 1, 1);
 	if (!needed)
 		return no_memory(err);
 	needed[target->position] = 1;
 	for (size_t i = target->position + 1; i-- > 0;) {
-		const struct vertex *v = graph_vertex(g, i);
+		struct vertex *v = graph_vertex(s->graph, i);
 		if (!needed[i])
 			continue;
-		if (!v->ops)
-			return vertex_error(v, vertex_cannot_run(v, err), err);
+		int r = v->ops ? 1 : may_be_cached(s, v, err);
+		if (r == 0)
+			r = vertex_cannot_run(v, err);
+		if (r < 0)
+			return vertex_error(v, r, err);
 		for (size_t k = 0; k < v->op.n_inputs; k++)
 			needed[v->inputs[k].vertex->position] = 1;
 	}
@@ -245,15 +268,16 @@ static int solve_edge(struct graph *g, struct solver *solver, struct vertex *ver
 		      const struct solve_options *options, struct edge_state **out, struct err *err)
 {
 	struct solve **slot = graph_solve_slot(g);
-	int r = check_needed(g, vertex, err);
-	if (r < 0)
-		return r;
-	r = *slot ? 0 : solve_new(slot, g, solver);
-	if (r == 0)
-		r = edge_get(*slot, vertex, index, out);
-	if (r < 0)
+	if (!*slot && solve_new(slot, g, solver) < 0)
 		return no_memory(err);
 	(*slot)->options = options;
+	int r = check_needed(*slot, vertex, err);
+	if (r == 0 && edge_get(*slot, vertex, index, out) < 0)
+		r = no_memory(err);
+	if (r < 0) {
+		(*slot)->options = NULL;
+		return r;
+	}
 	edge_want(*slot, *out, LEVEL_COMPLETE, NULL);
 	solve_until(*slot, *out);
 	tell_rest(*slot);

@@ -64,6 +64,6 @@ library 'openssl/.*' 'blobstore/digest\.c'
 library 'archive(_entry)?\.h' 'merge/tar\.c'
 library 'protobuf-c/.*' 'solver/llb\.c'
 library 'fuse.*\.h' 'fs/[a-z-]*\.[ch]'
-library 'jansson\.h' 'blobstore/(auth|credentials|registry)\.c|merge/toc_json\.c|solver/image\.c|tools/[a-z_]*\.c'
+library 'jansson\.h' 'blobstore/(auth|credentials|registry)\.c|merge/toc_json\.c|solver/(image|cacheconfig)\.c|tools/[a-z_]*\.c'
 
 exit $bad
