@@ -15,6 +15,14 @@
 
 /* ------------------------------------------------------------------ errors */
 
+/* Names that others chose are in it: no newlines, and nothing that a terminal obeys. */
+static void make_one_line(char *text)
+{
+	for (char *p = text; *p; p++)
+		if ((unsigned char)*p < ' ' || *p == 0x7f)
+			*p = ' ';
+}
+
 __attribute__((format(printf, 3, 0))) static void err_vset(struct err *err, int code,
 							   const char *fmt, va_list ap)
 {
@@ -22,9 +30,7 @@ __attribute__((format(printf, 3, 0))) static void err_vset(struct err *err, int 
 		return;
 	err->code = code;
 	vsnprintf(err->text, sizeof(err->text), fmt, ap);
-	for (char *p = err->text; *p; p++)
-		if (*p == '\n' || *p == '\r')
-			*p = ' ';
+	make_one_line(err->text);
 }
 
 int err_set(struct err *err, int code, const char *fmt, ...)
@@ -55,6 +61,7 @@ int err_wrap(struct err *err, int code, const char *fmt, ...)
 	size_t n_after = strnlen(after, room);
 	int n_before = (int)MIN(strlen(before), room - n_after);
 	snprintf(err->text, sizeof(err->text), "%.*s: %.*s", n_before, before, (int)n_after, after);
+	make_one_line(err->text);
 	err->code = code;
 	return code;
 }

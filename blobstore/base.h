@@ -34,7 +34,7 @@
 
 /* --- errors ---
  * A function returns 0 or a negative errno; iterators return 1 = an item, 0 = the end. Where a
- * person will read the reason, the last parameter is a struct err: a value, one line, no newline,
+ * person will read the reason, the last parameter is a struct err: a value, one line, no controls,
  * set only on failure. NULL is allowed everywhere. */
 struct err {
 	int code; /* the negative errno; 0 = nothing failed */

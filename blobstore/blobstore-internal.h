@@ -112,7 +112,7 @@ int store_path(const struct store *store, char **out, const char *fmt, ...)
 	__attribute__((format(printf, 3, 4)));
 
 /* Space, as rows of the catalogue: (kind, name) → bytes. Kinds are folders of the store:
- * "blobs", "partial", "frames", "content", "index", "spans", "learned". */
+ * "blobs", "partial", "frames", "content", "index", "spans", "learned", "trees". */
 struct gc;
 int gc_new(struct gc **out, struct store *store, uint64_t max_bytes, struct err *err);
 void gc_free(struct gc *gc);
@@ -126,6 +126,25 @@ int gc_make_room(struct gc *gc, uint64_t bytes, struct err *err);
 /* From now until the process ends nothing named after this blob is evicted. */
 int gc_lease(struct gc *gc, const char *hex, struct err *err);
 void gc_usage(struct gc *gc, uint64_t *used, uint64_t *bound);
+
+/* ------------------------------------------------------------------ content: content.c */
+
+/* A flat file that is being written, and is named when its digest is known. */
+struct draft {
+	struct store *store;
+	struct store_file file;
+	char name[DIGEST_HEX_MAX]; /* of its row in the catalogue until then */
+	uint64_t size, reserved;
+};
+int draft_begin(struct draft *d, struct store *store, struct err *err);
+/* So large will it be: room is made at once. */
+int draft_expect(struct draft *d, uint64_t total, struct err *err);
+int draft_add(struct draft *d, const void *bytes, size_t n, struct err *err);
+int draft_restart(struct draft *d, struct err *err); /* empty again */
+/* Hashes it and gives it its place. Errors: -EBADMSG it is not @wanted (may be NULL). */
+int draft_commit(struct draft *d, const struct digest *wanted, struct digest *out,
+		 struct err *err);
+void draft_abort(struct draft *d); /* NULL-safe; nothing after a commit */
 
 /* blob.c */
 int blob_table_new(struct blob_table **out);

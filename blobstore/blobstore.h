@@ -85,12 +85,13 @@ uint64_t net_deadline_ms(const struct net *net);
 void net_stats(struct net *net, struct net_stats *out);
 define_scoped(struct net *, net_free);
 
+#define BLOB_SIZE_UNKNOWN UINT64_MAX
 /* One ranged read of one blob at a remote. The caller embeds it, fills the first part, and keeps
  * it until done has been called, exactly once. data and done come from the network thread (for
  * local remotes: from inside transfer_start) and must not block. */
 struct transfer {
 	struct digest digest; /* which blob */
-	uint64_t blob_size;
+	uint64_t blob_size; /* of a registry, for a whole blob, also BLOB_SIZE_UNKNOWN: set on the way */
 	uint64_t off, len; /* stored range; len > 0, inside the blob */
 	uint64_t deadline_ns; /* CLOCK_MONOTONIC; 0 = now + the net's deadline. For a streamed
 				 transfer it bounds the wait for the next byte instead. */
@@ -119,6 +120,8 @@ struct remote_ops {
 	 * the remote is never local. Errors: -ENOENT no such blob, -EBADMSG size differs. */
 	int (*open_local)(struct remote *r, const struct digest *digest, uint64_t blob_size, int *fd,
 			  uint64_t *off, struct err *err);
+	/* See remote_place. NULL when no other process could find the remote. */
+	int (*place)(struct remote *r, const struct digest *digest, struct strbuf *out);
 	void (*free)(struct remote *r);
 };
 struct remote {
@@ -135,6 +138,11 @@ int remote_layout_new(struct remote **out, const char *dir, struct err *err);
 /* Blobs that lie inside one file (an archive): add each before the remote is shared. Takes @fd. */
 int remote_archive_new(struct remote **out, int fd, const char *name, struct err *err);
 int remote_archive_add(struct remote *r, const struct digest *digest, uint64_t off, uint64_t size);
+/* One blob that is a range of the file @path, which is opened when the blob is read. */
+int remote_file_new(struct remote **out, const char *path, const struct digest *digest, uint64_t off);
+/* Appends where @r has the blob, in words that mean the same to other processes:
+ * "registry HOST REPOSITORY" or "file OFFSET PATH". -ENOENT: there are none. */
+int remote_place(struct remote *r, const struct digest *digest, struct strbuf *out);
 /* The test double: blobs in memory, with faults on demand. */
 struct remote_memory_fault {
 	/* Called before each transfer is answered; return 0 to go on, a negative errno to fail it.
@@ -226,6 +234,10 @@ int store_get_blob(struct store *store, const struct digest *digest, size_t max,
 int store_remember_name(struct store *store, const char *name, const struct desc *manifest,
 			struct err *err);
 int store_recall_name(struct store *store, const char *name, struct digest *out); /* -ENOENT */
+
+/* From now until the process ends no file named by one of these digests is evicted: what is there
+ * when this has returned stays. */
+int store_lease(struct store *store, const struct digest *names, size_t n, struct err *err);
 
 /* Bytes that content of the store takes on disk, and its bound. */
 void store_usage(struct store *store, uint64_t *used, uint64_t *bound);
@@ -387,6 +399,54 @@ int content_open(struct store *store, const struct digest *digest, uint64_t size
 void content_make(struct store *store, struct blob *blob, uint64_t plain_off, uint64_t size,
 		  const struct digest *digest);
 
+/* Plain content that somebody gives. */
+struct content_source {
+	uint64_t size;
+	/* Reads exactly @len bytes; -ESTALE when they are not there any more. */
+	int (*read)(void *arg, uint64_t off, void *dst, size_t len, struct err *err);
+	void *arg;
+	int fd; /* of a host file that should have the same bytes, to share its blocks; -1 = none */
+};
+/* Makes sure that the store has it, and leases it. It may be read twice. With @sync it is on the
+ * disk afterwards; else content_sync is to be called before something that stays relies on it.
+ * 1 = it is new, 0 = it was there. Errors: -ESTALE it was changed meanwhile, -ENOSPC, those of read. */
+int content_put(struct store *store, const struct content_source *source, bool sync,
+		struct digest *out, struct err *err);
+int content_sync(struct store *store, struct err *err);
+/* Reads all of it: -ENOENT not there, -EBADMSG not what its name says (and then it is removed). */
+int content_check(struct store *store, const struct digest *digest, uint64_t size, struct err *err);
+/* From now until the process ends it is not evicted. -ENOENT when it is not here. */
+int content_keep(struct store *store, const struct digest *digest, uint64_t size, struct err *err);
+/* Makes one out of a whole blob of @remote, as it is stored; verified, and kept as by content_keep.
+ * @size may be BLOB_SIZE_UNKNOWN for a registry, and is set. Blocks while bytes come.
+ * Errors: -EBADMSG, -ENOSPC, those of transfers. */
+int content_fetch(struct store *store, struct remote *remote, const struct digest *digest,
+		  uint64_t *size, struct err *err);
+
+/* One GET of a URL, whose body becomes a flat file. */
+struct download {
+	/* given; borrowed */
+	const char *url;			       /* http: or https: */
+	const char *accept, *user_agent, *authorization; /* headers; NULL = the usual, or none */
+	const char *etag, *modified; /* of what is here already; NULL = nothing is */
+	const struct digest *wanted; /* what it must be; NULL = anything */
+	/* the answer */
+	bool is_unchanged;					  /* what is here already is right */
+	char *new_etag, *last_modified, *content_disposition; /* headers; NULL = not said */
+	struct digest digest; /* of the content, kept as by content_keep */
+	uint64_t size;
+};
+/* Follows redirects, retries, goes on after a cut where the server vouches that it is the same file.
+ * Blocks while bytes come, at most the net's deadline for the next one.
+ * Errors: -EBADMSG it is not @wanted, or no sound answer; -ENOENT, -EACCES, -ENOSPC, -ETIMEDOUT,
+ * -EINVAL a header that cannot be sent, network errors. */
+int content_download(struct store *store, struct download *d, struct err *err);
+void download_deinit(struct download *d);
+static inline void download_deinit_scoped(struct download *d)
+{
+	download_deinit(d);
+}
+
 /* Inflates one gzip member, whose start @in is, at most @max bytes; appends to @out.
  * Errors: -EBADMSG, -EFBIG. */
 int codec_gunzip_member(const void *in, size_t n, size_t max, struct strbuf *out, struct err *err);
@@ -406,6 +466,10 @@ struct db_stmt;
 void db_lock(struct db *db);
 void db_unlock(struct db *db);
 int db_exec(struct db *db, const char *sql, struct err *err);
+/* A run of many reads, by one thread, which costs one lock instead of one for each; also holds
+ * db_lock. May be nested, and db_begin may come in between. */
+void db_read_begin(struct db *db);
+void db_read_end(struct db *db);
 /* A transaction that may write: db_end commits when @r is 0, else rolls back and returns @r. */
 int db_begin(struct db *db, struct err *err);
 int db_end(struct db *db, int r, struct err *err);

@@ -24,8 +24,9 @@ struct db_stmt {
 
 struct db {
 	sqlite3 *handle;
-	pthread_mutex_t lock;
+	pthread_mutex_t lock;	     /* recursive */
 	vec(struct db_stmt *) stmts; /* guarded by lock */
+	unsigned n_reading;	     /* guarded by lock: db_read_begin in db_read_begin */
 };
 
 static int db_error(struct db *db, int rc, struct err *err)
@@ -76,7 +77,11 @@ int db_open(struct db **out, const char *path, struct err *err)
 
 	if (!db)
 		return -ENOMEM;
-	pthread_mutex_init(&db->lock, NULL);
+	pthread_mutexattr_t attr;
+	pthread_mutexattr_init(&attr);
+	pthread_mutexattr_settype(&attr, PTHREAD_MUTEX_RECURSIVE);
+	pthread_mutex_init(&db->lock, &attr);
+	pthread_mutexattr_destroy(&attr);
 	int flags = SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_NOMUTEX;
 	int rc = sqlite3_open_v2(path, &db->handle, flags, NULL);
 	if (rc == SQLITE_OK)
@@ -127,8 +132,26 @@ int db_exec(struct db *db, const char *sql, struct err *err)
 	return rc == SQLITE_OK ? 0 : db_error(db, rc, err);
 }
 
+void db_read_begin(struct db *db)
+{
+	db_lock(db);
+	/* Without it every statement has its own transaction, which is right, too. */
+	if (db->n_reading++ == 0)
+		db_exec(db, "BEGIN", NULL);
+}
+
+void db_read_end(struct db *db)
+{
+	if (--db->n_reading == 0)
+		db_exec(db, "COMMIT", NULL);
+	db_unlock(db);
+}
+
 int db_begin(struct db *db, struct err *err)
 {
+	/* What was read before may have been changed by others: a write begins anew. */
+	if (db->n_reading)
+		db_exec(db, "COMMIT", NULL);
 	return db_exec(db, "BEGIN IMMEDIATE", err);
 }
 
@@ -138,6 +161,8 @@ int db_end(struct db *db, int r, struct err *err)
 		r = db_exec(db, "COMMIT", err);
 	if (r < 0)
 		db_exec(db, "ROLLBACK", NULL);
+	if (db->n_reading)
+		db_exec(db, "BEGIN", NULL);
 	return r;
 }
 

@@ -333,8 +333,9 @@ static void net_rate_timer(struct loop_timer *timer)
 
 static void exchange_clear_answer(struct exchange *x)
 {
-	char **const texts[] = {&x->location, &x->challenge, &x->content_range, &x->content_type,
-				&x->content_encoding};
+	char **const texts[] = {&x->location,	  &x->challenge,	&x->content_range,
+				&x->content_type, &x->content_encoding, &x->content_disposition,
+				&x->etag,	  &x->last_modified};
 
 	for (size_t i = 0; i < countof(texts); i++) {
 		free(*texts[i]);
@@ -369,7 +370,10 @@ static int exchange_keep_header(struct exchange *x, const char *name, size_t n, 
 		    {"WWW-Authenticate", &x->challenge},
 		    {"Content-Range", &x->content_range},
 		    {"Content-Type", &x->content_type},
-		    {"Content-Encoding", &x->content_encoding}};
+		    {"Content-Encoding", &x->content_encoding},
+		    {"Content-Disposition", &x->content_disposition},
+		    {"ETag", &x->etag},
+		    {"Last-Modified", &x->last_modified}};
 	uint64_t length;
 
 	if (n == 11 && !strncasecmp(name, "Retry-After", n))
@@ -586,6 +590,9 @@ static bool exchange_headers(struct exchange *x)
 	bool ok = add_header(&list, "Accept-Encoding", "identity") &&
 		  add_header(&list, "Accept", x->accept ? x->accept : "*/*") &&
 		  add_header(&list, "Authorization", x->authorization) &&
+		  add_header(&list, "If-None-Match", x->if_none_match) &&
+		  add_header(&list, "If-Modified-Since", x->if_modified_since) &&
+		  add_header(&list, "If-Range", x->if_range) &&
 		  add_header(&list, "Range", x->has_range ? range : NULL);
 	x->headers = list;
 	return ok;
@@ -619,7 +626,8 @@ static int exchange_setup(struct exchange *x)
 	curl_easy_setopt(e, CURLOPT_URL, x->url);
 	curl_easy_setopt(e, CURLOPT_PROTOCOLS_STR, "http,https");
 	curl_easy_setopt(e, CURLOPT_HTTPHEADER, x->headers);
-	curl_easy_setopt(e, CURLOPT_USERAGENT, "llbfs/" LLBFS_VERSION);
+	curl_easy_setopt(e, CURLOPT_USERAGENT,
+			 x->user_agent ? x->user_agent : "llbfs/" LLBFS_VERSION);
 	if (x->form)
 		curl_easy_setopt(e, CURLOPT_POSTFIELDS, x->form);
 	curl_easy_setopt(e, CURLOPT_HEADERFUNCTION, on_header);

@@ -11,8 +11,9 @@
  * A lease says "do not collect this blob". Each process has one lease file, locked with flock()
  * for as long as it lives, with one line of hex a blob. A file whose lock can be had belonged to a
  * process that is gone: it is removed by whoever finds it. A lease covers every file named after
- * the blob, its index and spans too. Flat content files need none: who has one open keeps its
- * bytes even when its name is gone.
+ * the blob, its index and spans too. Flat copies of what layers have need none: who has one open
+ * keeps its bytes even when its name is gone. Trees that were made here, and content that is nowhere
+ * else, are leased by their digest (store_lease).
  */
 
 #include "blobstore/blobstore-internal.h"
@@ -96,21 +97,51 @@ static int lease_begin(struct gc *gc, struct err *err)
 	return 0;
 }
 
-int gc_lease(struct gc *gc, const char *hex, struct err *err)
+static int lease_write(struct gc *gc, const char *lines, size_t n, struct err *err)
 {
-	char line[HEX_LEN + 2];
 	int r = 0;
 
-	snprintf(line, sizeof(line), "%.64s\n", hex);
 	pthread_mutex_lock(&gc->lock);
 	if (gc->lease_fd < 0)
 		r = lease_begin(gc, err);
 	if (r == 0) {
-		r = write_full(gc->lease_fd, line, strlen(line));
+		r = write_full(gc->lease_fd, lines, n);
 		if (r < 0)
 			err_set(err, r, "lease: %s", strerror(-r));
 	}
 	pthread_mutex_unlock(&gc->lock);
+	return r;
+}
+
+int gc_lease(struct gc *gc, const char *hex, struct err *err)
+{
+	char line[HEX_LEN + 2];
+
+	snprintf(line, sizeof(line), "%.64s\n", hex);
+	return lease_write(gc, line, strlen(line), err);
+}
+
+int store_lease(struct store *store, const struct digest *names, size_t n, struct err *err)
+{
+	scoped(strbuf_free) struct strbuf lines = {0};
+	char hex[DIGEST_HEX_MAX];
+
+	if (n == 0)
+		return 0;
+	for (size_t i = 0; i < n; i++)
+		strbuf_printf(&lines, "%s\n", digest_hex(&names[i], hex));
+	if (lines.failed)
+		return err_set(err, -ENOMEM, "no memory");
+	int r = lease_write(store->gc, lines.data, lines.len, err);
+	if (r < 0)
+		return r;
+	/* Eviction reads the leases and unlinks in one transaction: one that has not seen these is
+	 * over when we have had one, too. */
+	db_lock(store->db);
+	r = db_begin(store->db, err);
+	if (r == 0)
+		r = db_end(store->db, 0, err);
+	db_unlock(store->db);
 	return r;
 }
 

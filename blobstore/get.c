@@ -285,8 +285,7 @@ static void get_deadline(struct loop_timer *timer)
 
 /* ------------------------------------------------------------------ the answer */
 
-/* "bytes first-last/total", where total may be "*". */
-static bool content_range_parse(const char *text, uint64_t *first, uint64_t *last, uint64_t *total)
+bool content_range_parse(const char *text, uint64_t *first, uint64_t *last, uint64_t *total)
 {
 	char a[24], b[24], c[24];
 	int n = 0;
@@ -297,6 +296,13 @@ static bool content_range_parse(const char *text, uint64_t *first, uint64_t *las
 	*total = UINT64_MAX;
 	return !parse_u64(a, first) && !parse_u64(b, last) &&
 	       (!strcmp(c, "*") || !parse_u64(c, total));
+}
+
+/* A whole blob whose size is first learnt from the answer. */
+static void get_learn_size(struct get *g, uint64_t size)
+{
+	if (g->t->blob_size == BLOB_SIZE_UNKNOWN)
+		g->t->blob_size = g->t->len = g->end = size;
 }
 
 /* Which bytes of the blob the body holds. */
@@ -312,6 +318,7 @@ static int get_check_range(struct get *g)
 			total = (uint64_t)x->body_len;
 		else if (is_encoded)
 			total = UINT64_MAX;
+		get_learn_size(g, total);
 		last = total - 1;
 	} else if (!content_range_parse(x->content_range, &first, &last, &total)) {
 		return err_set(&g->last, -EBADMSG, "HTTP 206 without a sound Content-Range");
@@ -323,6 +330,10 @@ static int get_check_range(struct get *g)
 			       "content does not match: %" PRIu64
 			       " bytes where the manifest has %" PRIu64,
 			       total, g->t->blob_size);
+	if (total == 0) { /* nothing is what there is */
+		g->body_at = g->body_end = 0;
+		return 0;
+	}
 	if (first > g->at || last < g->at || last >= g->t->blob_size ||
 	    (x->body_len >= 0 && (uint64_t)x->body_len != last - first + 1))
 		return err_set(&g->last, -EBADMSG,
@@ -534,7 +545,7 @@ static void get_done(struct exchange *x, int result, const struct err *err)
 		get_broken(g, result, err);
 	} else if (!is_body) {
 		get_status(g);
-	} else if (!g->t || g->at == g->end) {
+	} else if (!g->t || g->at == g->end || g->t->blob_size == BLOB_SIZE_UNKNOWN) {
 		get_finish(g, 0, NULL);
 	} else if (g->n_given) {
 		get_attempt(g); /* less than was asked for: go on from there */

@@ -88,6 +88,8 @@ struct exchange {
 	const char *accept;	   /* may be NULL */
 	const char *authorization; /* value of the header; may be NULL */
 	const char *form;	   /* body of a POST; NULL = GET */
+	/* values of more headers; NULL = none, or the usual */
+	const char *user_agent, *if_none_match, *if_modified_since, *if_range;
 	uint64_t range_first, range_last;
 	bool has_range;
 	bool is_stream;	     /* long: takes a place among the streams, not among the small reads */
@@ -106,6 +108,7 @@ struct exchange {
 	/* the answer, valid from head on until the next start */
 	unsigned status; /* 0 = there was no answer */
 	char *location, *challenge, *content_range, *content_type, *content_encoding; /* or NULL */
+	char *content_disposition, *etag, *last_modified;			      /* or NULL */
 	int64_t body_len;	 /* Content-Length; -1 = not said */
 	uint64_t retry_after_ms; /* 0 = not said */
 	bool is_transient;	 /* after a negative result: another attempt may do better */
@@ -221,6 +224,8 @@ struct registry {
 /* Starts @t; whatever happens comes through its done. Any thread. */
 void get_range(struct registry *r, struct transfer *t);
 void get_range_cancel(struct registry *r, struct transfer *t);
+/* "bytes first-last/total", where total may be "*": then it is UINT64_MAX. */
+bool content_range_parse(const char *text, uint64_t *first, uint64_t *last, uint64_t *total);
 /* Blocks. The body is not verified; *media_type may become NULL, and the caller frees it. */
 int get_manifest(struct registry *r, const char *reference, struct strbuf *body, char **media_type,
 		 struct err *err);

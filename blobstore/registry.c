@@ -29,6 +29,14 @@ static void registry_cancel(struct remote *remote, struct transfer *t)
 	get_range_cancel(containerof(remote, struct registry, remote), t);
 }
 
+static int registry_place(struct remote *remote, const struct digest *digest, struct strbuf *out)
+{
+	struct registry *r = containerof(remote, struct registry, remote);
+
+	strbuf_printf(out, "registry %s %s", r->host, r->repository);
+	return 0;
+}
+
 static void registry_free(struct remote *remote)
 {
 	struct registry *r = containerof(remote, struct registry, remote);
@@ -45,6 +53,7 @@ static void registry_free(struct remote *remote)
 static const struct remote_ops registry_ops = {
 	.start = registry_start,
 	.cancel = registry_cancel,
+	.place = registry_place,
 	.free = registry_free,
 };
 

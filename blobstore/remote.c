@@ -55,6 +55,90 @@ static void no_cancel(struct remote *r, struct transfer *t)
 {
 }
 
+int remote_place(struct remote *r, const struct digest *digest, struct strbuf *out)
+{
+	if (!r || !r->ops->place)
+		return -ENOENT;
+	int e = r->ops->place(r, digest, out);
+	return e == 0 && out->failed ? -ENOMEM : e;
+}
+
+static void place_file(struct strbuf *out, uint64_t off, const char *path)
+{
+	strbuf_printf(out, "file %llu %s", (unsigned long long)off, path);
+}
+
+/* ------------------------------------------------------------------ a range of a file */
+
+struct file_blob {
+	struct remote remote; /* its name is the path */
+	struct digest digest;
+	uint64_t off;
+};
+
+static int file_open_local(struct remote *r, const struct digest *digest, uint64_t blob_size,
+			   int *fd, uint64_t *off, struct err *err)
+{
+	struct file_blob *file = containerof(r, struct file_blob, remote);
+	char text[DIGEST_TEXT_MAX];
+	struct stat st;
+
+	digest_text(digest, text);
+	if (!digest_equal(digest, &file->digest))
+		return err_set(err, -ENOENT, "%s has no blob %s", r->name, text);
+	scoped(close_fd) int opened = open(r->name, O_RDONLY | O_CLOEXEC);
+	if (opened < 0 || fstat(opened, &st) < 0)
+		return err_errno(err, "%s: blob %s", r->name, text);
+	if (!S_ISREG(st.st_mode) || (uint64_t)st.st_size < file->off ||
+	    (uint64_t)st.st_size - file->off < blob_size)
+		return err_set(err, -EBADMSG, "%s: blob %s is not there any more", r->name, text);
+	*fd = opened;
+	opened = -1;
+	*off = file->off;
+	return 0;
+}
+
+static int file_place(struct remote *r, const struct digest *digest, struct strbuf *out)
+{
+	struct file_blob *file = containerof(r, struct file_blob, remote);
+
+	if (!digest_equal(digest, &file->digest))
+		return -ENOENT;
+	place_file(out, file->off, r->name);
+	return 0;
+}
+
+static void file_free(struct remote *r)
+{
+	free(r->name);
+	free(containerof(r, struct file_blob, remote));
+}
+
+static const struct remote_ops file_ops = {
+	.start = transfer_from_file,
+	.cancel = no_cancel,
+	.open_local = file_open_local,
+	.place = file_place,
+	.free = file_free,
+};
+
+int remote_file_new(struct remote **out, const char *path, const struct digest *digest, uint64_t off)
+{
+	struct file_blob *file = calloc(1, sizeof(*file));
+	char *name = strdup(path);
+
+	if (!file || !name) {
+		free(file);
+		free(name);
+		return -ENOMEM;
+	}
+	*file = (struct file_blob){.remote = {.ops = &file_ops, .n_refs = 1, .name = name},
+				   .digest = *digest,
+				   .off = off};
+	*out = &file->remote;
+	return 0;
+}
+
 /* ------------------------------------------------------------------ a layout folder */
 
 struct layout {
@@ -84,6 +168,16 @@ static int layout_open_local(struct remote *r, const struct digest *digest, uint
 	return 0;
 }
 
+static int layout_place(struct remote *r, const struct digest *digest, struct strbuf *out)
+{
+	struct layout *layout = containerof(r, struct layout, remote);
+	char hex[DIGEST_HEX_MAX];
+
+	place_file(out, 0, layout->dir);
+	strbuf_printf(out, "/blobs/sha256/%s", digest_hex(digest, hex));
+	return 0;
+}
+
 static void layout_free(struct remote *r)
 {
 	struct layout *layout = containerof(r, struct layout, remote);
@@ -97,6 +191,7 @@ static const struct remote_ops layout_ops = {
 	.start = transfer_from_file,
 	.cancel = no_cancel,
 	.open_local = layout_open_local,
+	.place = layout_place,
 	.free = layout_free,
 };
 
@@ -128,6 +223,7 @@ struct member {
 struct archive {
 	struct remote remote;
 	int fd;
+	char *path; /* absolute; NULL when the name is that of no file */
 	vec(struct member) members; /* few: an archive has as many as its images have layers */
 };
 
@@ -152,11 +248,26 @@ static int archive_open_local(struct remote *r, const struct digest *digest, uin
 	return err_set(err, -ENOENT, "%s has no blob %s", r->name, digest_text(digest, text));
 }
 
+static int archive_place(struct remote *r, const struct digest *digest, struct strbuf *out)
+{
+	struct archive *archive = containerof(r, struct archive, remote);
+
+	for (size_t i = 0; archive->path && i < archive->members.n; i++) {
+		const struct member *m = &archive->members.items[i];
+		if (!digest_equal(&m->digest, digest))
+			continue;
+		place_file(out, m->off, archive->path);
+		return 0;
+	}
+	return -ENOENT;
+}
+
 static void archive_free(struct remote *r)
 {
 	struct archive *archive = containerof(r, struct archive, remote);
 
 	close_fd(archive->fd);
+	free(archive->path);
 	vec_free(&archive->members);
 	free(r->name);
 	free(archive);
@@ -166,6 +277,7 @@ static const struct remote_ops archive_ops = {
 	.start = transfer_from_file,
 	.cancel = no_cancel,
 	.open_local = archive_open_local,
+	.place = archive_place,
 	.free = archive_free,
 };
 
@@ -182,6 +294,7 @@ int remote_archive_new(struct remote **out, int fd, const char *name, struct err
 	}
 	archive->remote = (struct remote){.ops = &archive_ops, .n_refs = 1, .name = copy};
 	archive->fd = fd;
+	archive->path = realpath(name, NULL);
 	*out = &archive->remote;
 	return 0;
 }

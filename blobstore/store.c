@@ -9,11 +9,13 @@
  *	partial/HEX.stream	a pass over a whole layer under way, kept for a resume (pass.c)
  *	spans/KEY index/KEY	tables of spans, indexes of layers: derived, made again when lost
  *	frames/KEY		re-framed copies of what has no restart points
- *	content/HEX		flat files of plain content
+ *	content/HEX		flat files of plain content, of downloads, of single blobs
+ *	trees/HEX		trees that were made here and do not fit the catalogue (merge/treefile.c)
  *	learned/HEX		what earlier mounts read
+ *	git/HEX git/work/	clones and checkouts (solver/git_clone.c)
  *	locks/NAME leases/PID-N	flock()ed, so that they die with their holder
  *	tmp/			files before their rename; flock()ed while their writer lives
- *	catalogue.db		SQLite (WAL): names, space
+ *	catalogue.db		SQLite (WAL): names, space, refs
  *
  * HEX is a blob's digest; KEY is HEX, or HEX-<16 digits of the digest of the table of contents>
  * for what was derived from a table that only some manifest vouches for.
@@ -30,8 +32,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-/* A store of a newer version is refused; an older one would be migrated here. */
-#define SCHEMA_VERSION 1
+/* A store of a newer version is refused; an older one gets the tables that it lacks. */
+#define SCHEMA_VERSION 2
 
 static const char SCHEMA[] =
 	/* What takes space: kind is a folder of the store, see gc.c. */
@@ -61,7 +63,30 @@ static const char SCHEMA[] =
 	" PRIMARY KEY (ref, what)) WITHOUT ROWID;"
 	"CREATE TABLE IF NOT EXISTS cache_files ("
 	" key BLOB PRIMARY KEY, digest BLOB NOT NULL, seen INTEGER NOT NULL) WITHOUT ROWID;"
-	"CREATE INDEX IF NOT EXISTS cache_files_age ON cache_files (seen);";
+	"CREATE INDEX IF NOT EXISTS cache_files_age ON cache_files (seen);"
+	/* Refs that stay: solver/refdb.c. */
+	"CREATE TABLE IF NOT EXISTS refs ("
+	" number INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE,"
+	" kind INTEGER NOT NULL, name TEXT NOT NULL, tree BLOB,"
+	" config BLOB, config_size INTEGER, config_type TEXT, first_layer INTEGER,"
+	" manifest BLOB, root BLOB, platform TEXT,"
+	" created INTEGER NOT NULL, last_used INTEGER NOT NULL);"
+	"CREATE TABLE IF NOT EXISTS ref_layers ("
+	" ref INTEGER NOT NULL, position INTEGER NOT NULL, digest BLOB NOT NULL,"
+	" size INTEGER NOT NULL, media_type TEXT NOT NULL, annotations BLOB, diff_id BLOB,"
+	" PRIMARY KEY (ref, position)) WITHOUT ROWID;"
+	"CREATE TABLE IF NOT EXISTS ref_parts ("
+	" ref INTEGER NOT NULL, position INTEGER NOT NULL, child BLOB NOT NULL,"
+	" trim TEXT, put TEXT, PRIMARY KEY (ref, position)) WITHOUT ROWID;"
+	/* A made tree: its bytes, NULL when they are a file of trees/; the layers that it needs. */
+	"CREATE TABLE IF NOT EXISTS made_trees ("
+	" digest BLOB PRIMARY KEY, bytes BLOB);"
+	"CREATE TABLE IF NOT EXISTS tree_layers ("
+	" tree BLOB NOT NULL, layer BLOB NOT NULL, PRIMARY KEY (tree, layer)) WITHOUT ROWID;"
+	/* Where blobs are, as remote_place writes it. */
+	"CREATE TABLE IF NOT EXISTS places ("
+	" digest BLOB NOT NULL, place TEXT NOT NULL, seen INTEGER NOT NULL,"
+	" PRIMARY KEY (digest, place)) WITHOUT ROWID;";
 
 #define WAIT_THREADS 16
 
@@ -134,7 +159,7 @@ static int make_folders(const char *root, struct err *err)
 {
 	static const char *const folders[] = {"blobs/sha256", "partial", "spans",   "index",
 					      "frames",	      "content", "learned", "locks",
-					      "leases",	      "tmp"};
+					      "leases",	      "trees",	 "tmp"};
 
 	for (size_t i = 0; i < countof(folders); i++) {
 		scoped(free) char *path = str_printf("%s/%s", root, folders[i]);
@@ -188,7 +213,7 @@ static int check_schema(struct store *store, struct err *err)
 		return r;
 	r = db_exec(store->db, SCHEMA, err);
 	if (r == 0)
-		r = db_exec(store->db, "PRAGMA user_version = 1", err);
+		r = db_exec(store->db, "PRAGMA user_version = 2", err);
 	return db_end(store->db, r, err);
 }
 

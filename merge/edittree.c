@@ -17,45 +17,18 @@
  * that do not belong to the size and the time shown would be worse.
  *
  * Nodes are inodes: they lie in one array, number i has the id i + 1, and names refer to them, so
- * that hard links are two names of one node. A folder keeps its names sorted.
+ * that hard links are two names of one node. A folder keeps its names sorted. The layer (sealed.c)
+ * has only the nodes that it shows, numbered in an order that depends on nothing but the layer.
  */
 
 #include "merge/merge.h"
 
 #include <assert.h>
 
+#include "merge/edit-internal.h"
 #include "merge/merge-internal.h"
 
-struct edit_entry {
-	char *name;
-	uint32_t len;
-	bool is_hiding; /* the tree below has this name, too */
-	uint64_t node;	/* 0 = removed */
-};
-
-struct edit_xattr {
-	char *name;
-	void *value;
-	size_t len;
-};
-
-struct edit_node {
-	struct attr attr;
-	bool is_changed; /* else it was only looked at */
-	uint64_t below;	 /* folder: the one of the tree below that it shows, too; 0 = none */
-	uint64_t parent; /* folder */
-	const char *name;
-	vec(struct edit_entry) entries;
-	vec(struct edit_xattr) xattrs;
-	char *data;	     /* content or link target, attr.size bytes, unless there is a source */
-	struct tree *source; /* file: has the content; a reference */
-	uint64_t source_id;
-	int64_t source_mtime_s; /* the source's when it was copied */
-	uint32_t source_mtime_ns;
-};
-
 struct edit {
-	struct tree tree; /* once sealed */
 	struct tree *below;
 	bool has_now;
 	struct timespec now;
@@ -74,11 +47,6 @@ static int no_memory(struct err *err)
 }
 
 /* ------------------------------------------------------------------ making and freeing */
-
-static void edit_tree_free(struct tree *t)
-{
-	edit_free(containerof(t, struct edit, tree));
-}
 
 int edit_new(struct edit **out, struct tree *below, const struct timespec *now)
 {
@@ -102,59 +70,16 @@ int edit_new(struct edit **out, struct tree *below, const struct timespec *now)
 	return 0;
 }
 
-static void xattrs_free(struct edit_node *n)
-{
-	for (size_t i = 0; i < n->xattrs.n; i++) {
-		free(n->xattrs.items[i].name);
-		free(n->xattrs.items[i].value);
-	}
-	vec_free(&n->xattrs);
-}
-
 void edit_free(struct edit *e)
 {
 	if (!e)
 		return;
-	for (size_t i = 0; i < e->nodes.n; i++) {
-		struct edit_node *n = &e->nodes.items[i];
-
-		for (size_t k = 0; k < n->entries.n; k++)
-			free(n->entries.items[k].name);
-		vec_free(&n->entries);
-		xattrs_free(n);
-		free(n->data);
-		tree_unref(n->source);
-	}
-	vec_free(&e->nodes);
+	edit_nodes_free(e->nodes.items, e->nodes.n);
 	tree_unref(e->below);
 	free(e);
 }
 
 /* ------------------------------------------------------------------ names */
-
-/* The place of @name among the sorted entries, whether it is there or not. */
-static size_t entry_place(const struct edit_node *dir, const char *name, size_t len, bool *found)
-{
-	size_t low = 0, high = dir->entries.n;
-
-	*found = false;
-	while (low < high) {
-		size_t mid = low + (high - low) / 2;
-		const struct edit_entry *e = &dir->entries.items[mid];
-		int c = memcmp(e->name, name, MIN(e->len, len));
-
-		if (c == 0)
-			c = (e->len > len) - (e->len < len);
-		*found = c == 0;
-		if (c == 0)
-			return mid;
-		if (c < 0)
-			low = mid + 1;
-		else
-			high = mid;
-	}
-	return low;
-}
 
 /* Puts a name into a folder; the one that is there, which says "removed", is taken. */
 static int entry_put(struct edit *e, uint64_t dir, const char *name, size_t len, uint64_t node,
@@ -162,7 +87,7 @@ static int entry_put(struct edit *e, uint64_t dir, const char *name, size_t len,
 {
 	struct edit_node *d = node_of(e, dir);
 	bool found;
-	size_t i = entry_place(d, name, len, &found);
+	size_t i = edit_entry_place(d, name, len, &found);
 
 	if (!found) {
 		scoped(free) char *copy = strndup(name, len);
@@ -220,10 +145,8 @@ static void node_point(struct edit_node *n, const struct attr *was, struct tree 
 	n->source_mtime_ns = was->mtime_ns;
 	for (;;) {
 		union_origin(&source, &id);
-		if (source->ops->free != edit_tree_free)
-			break;
-		struct edit_node *there = node_of(containerof(source, struct edit, tree), id);
-		if (!there->source)
+		const struct edit_node *there = sealed_node(source, id);
+		if (!there || !there->source)
 			break;
 		source = there->source;
 		id = there->source_id;
@@ -265,7 +188,7 @@ int edit_child(struct edit *e, uint64_t dir, const char *name, size_t len, uint6
 	*node = 0;
 	if (d->attr.type != NODE_DIR)
 		return err_set(err, -ENOTDIR, "not a folder");
-	size_t i = entry_place(d, name, len, &found);
+	size_t i = edit_entry_place(d, name, len, &found);
 	if (found) {
 		*node = d->entries.items[i].node;
 		return 0;
@@ -465,7 +388,7 @@ int edit_make(struct edit *e, uint64_t dir, const char *name, size_t len,
 		return r;
 	/* What stands there says "removed" and whether something lower is to stay hidden. */
 	struct edit_node *d = node_of(e, dir);
-	size_t i = entry_place(d, name, len, &found);
+	size_t i = edit_entry_place(d, name, len, &found);
 	assert(!found || d->entries.items[i].node == 0);
 	n = node_of(e, id);
 	n->attr.is_opaque = n->attr.type == NODE_DIR && found && d->entries.items[i].is_hiding;
@@ -491,7 +414,7 @@ void edit_remove(struct edit *e, uint64_t dir, const char *name, size_t len)
 {
 	struct edit_node *d = node_of(e, dir);
 	bool found;
-	size_t i = entry_place(d, name, len, &found);
+	size_t i = edit_entry_place(d, name, len, &found);
 	struct edit_entry *entry = &d->entries.items[i];
 
 	assert(found && entry->node);
@@ -534,7 +457,7 @@ void edit_set(struct edit *e, uint64_t node, const struct attr *attr)
 int edit_set_xattrs(struct edit *e, uint64_t node, struct tree *from, uint64_t from_id,
 		    struct err *err)
 {
-	xattrs_free(node_of(e, node));
+	edit_xattrs_free(node_of(e, node));
 	return tree_xattrs(from, from_id, collect_xattr, node_of(e, node), err);
 }
 
@@ -601,193 +524,6 @@ bool edit_is_empty(struct edit *e)
 
 /* ------------------------------------------------------------------ the layer */
 
-static struct edit_node *tree_node(struct tree *t, uint64_t id)
-{
-	struct edit *e = containerof(t, struct edit, tree);
-
-	return id >= 1 && id <= e->nodes.n ? node_of(e, id) : NULL;
-}
-
-static int layer_getattr(struct tree *t, uint64_t id, struct attr *out, struct tree_wait *wait,
-			 struct err *err)
-{
-	const struct edit_node *n = tree_node(t, id);
-
-	if (!n)
-		return -ENOENT;
-	*out = n->attr;
-	return 0;
-}
-
-static int layer_dir(struct tree *t, uint64_t id, struct edit_node **out)
-{
-	*out = tree_node(t, id);
-	if (!*out)
-		return -ENOENT;
-	return (*out)->attr.type == NODE_DIR ? 0 : -ENOTDIR;
-}
-
-static void entry_attr(struct tree *t, const struct edit_entry *entry, struct attr *out)
-{
-	*out = tree_node(t, entry->node)->attr;
-}
-
-static int layer_lookup(struct tree *t, uint64_t dir, const char *name, size_t len,
-			struct attr *out, struct tree_wait *wait, struct err *err)
-{
-	struct edit_node *d;
-	bool found;
-
-	int r = layer_dir(t, dir, &d);
-	if (r < 0)
-		return r;
-	size_t i = entry_place(d, name, len, &found);
-	if (!found)
-		return -ENOENT;
-	entry_attr(t, &d->entries.items[i], out);
-	return 0;
-}
-
-static int layer_list(struct tree *t, uint64_t dir, uint64_t from, tree_list_fn fn, void *arg,
-		      struct tree_wait *wait, struct err *err)
-{
-	struct edit_node *d;
-
-	int r = layer_dir(t, dir, &d);
-	for (uint64_t i = from; r == 0 && i < d->entries.n; i++) {
-		const struct edit_entry *entry = &d->entries.items[i];
-		struct attr attr;
-
-		entry_attr(t, entry, &attr);
-		r = fn(arg, entry->name, entry->len, &attr, i + 1);
-	}
-	return r;
-}
-
-static int layer_parent(struct tree *t, uint64_t dir, uint64_t *out, struct strbuf *name,
-			struct err *err)
-{
-	struct edit_node *d;
-
-	int r = layer_dir(t, dir, &d);
-	if (r < 0)
-		return r;
-	*out = d->parent;
-	strbuf_puts(name, d->name);
-	return name->failed ? -ENOMEM : 0;
-}
-
-static int layer_readlink(struct tree *t, uint64_t id, struct strbuf *out, struct err *err)
-{
-	const struct edit_node *n = tree_node(t, id);
-
-	if (!n)
-		return -ENOENT;
-	if (n->attr.type != NODE_SYMLINK)
-		return -EINVAL;
-	strbuf_add(out, n->data, n->attr.size);
-	return out->failed ? -ENOMEM : 0;
-}
-
-static int layer_xattrs(struct tree *t, uint64_t id, tree_xattr_fn fn, void *arg, struct err *err)
-{
-	const struct edit_node *n = tree_node(t, id);
-	int r = n ? 0 : -ENOENT;
-
-	for (size_t i = 0; r == 0 && i < n->xattrs.n; i++) {
-		const struct edit_xattr *x = &n->xattrs.items[i];
-
-		r = fn(arg, x->name, x->value, x->len);
-	}
-	return r;
-}
-
-/* A file of a host folder must still be what it was when it was copied. */
-static int check_source(const struct edit_node *n, struct err *err)
-{
-	struct attr now;
-
-	if (!n->source->is_live)
-		return 0;
-	int r = tree_getattr(n->source, n->source_id, &now, NULL, err);
-	if (r == 0 && (now.type != NODE_FILE || now.size != n->attr.size ||
-		       now.mtime_s != n->source_mtime_s || now.mtime_ns != n->source_mtime_ns))
-		r = err_set(err, -ESTALE, "the file was changed in its host folder");
-	return r;
-}
-
-static int64_t layer_read(struct tree *t, uint64_t id, uint64_t off, void *dst, size_t len,
-			  blob_done done, void *arg, struct err *err)
-{
-	const struct edit_node *n = tree_node(t, id);
-
-	if (!n)
-		return -ENOENT;
-	if (n->attr.type != NODE_FILE)
-		return n->attr.type == NODE_DIR ? -EISDIR : -EINVAL;
-	if (n->source) {
-		int64_t got = tree_read(n->source, n->source_id, off, dst, len, done, arg, err);
-		int r = got < 0 ? 0 : check_source(n, err);
-		return r < 0 ? r : got;
-	}
-	if (off >= n->attr.size)
-		return 0;
-	size_t count = MIN(len, n->attr.size - off);
-	memcpy(dst, n->data + off, count);
-	return (int64_t)count;
-}
-
-static int layer_seek_data(struct tree *t, uint64_t id, uint64_t off, uint64_t *data, uint64_t *end)
-{
-	const struct edit_node *n = tree_node(t, id);
-
-	if (!n)
-		return -ENOENT;
-	if (n->source && n->source->ops->seek_data)
-		return tree_seek_data(n->source, n->source_id, off, data, end);
-	if (off >= n->attr.size)
-		return -ENODATA;
-	*data = off;
-	*end = n->attr.size;
-	return 0;
-}
-
-static int layer_open_flat(struct tree *t, uint64_t id, bool make, int *fd, struct err *err)
-{
-	const struct edit_node *n = tree_node(t, id);
-
-	/* Of a live file the bytes cannot be checked once the kernel has it. */
-	if (!n || !n->source || n->source->is_live)
-		return -ENOENT;
-	return tree_open_flat(n->source, n->source_id, make, fd, err);
-}
-
-static int layer_content_digest(struct tree *t, uint64_t id, struct digest *out)
-{
-	const struct edit_node *n = tree_node(t, id);
-
-	if (!n || n->attr.type != NODE_FILE)
-		return -ENOENT;
-	if (n->source)
-		return tree_content_digest(n->source, n->source_id, out);
-	digest_bytes(out, n->data, n->attr.size);
-	return 0;
-}
-
-static const struct tree_ops edit_ops = {
-	.getattr = layer_getattr,
-	.lookup = layer_lookup,
-	.list = layer_list,
-	.parent = layer_parent,
-	.readlink = layer_readlink,
-	.xattrs = layer_xattrs,
-	.read = layer_read,
-	.seek_data = layer_seek_data,
-	.open_flat = layer_open_flat,
-	.content_digest = layer_content_digest,
-	.free = edit_tree_free,
-};
-
 /* Leaves in a folder what the layer shows: changes, and whiteouts (node @whiteout). */
 static void seal_folder(struct edit *e, struct edit_node *d, uint64_t whiteout)
 {
@@ -818,8 +554,8 @@ int edit_seal(struct tree **out, struct edit **edit, struct err *err)
 	uint64_t id = whiteout->attr.id;
 	for (size_t i = 0; i < e->nodes.n; i++)
 		seal_folder(e, &e->nodes.items[i], id);
-	e->below = tree_unref(e->below);
-	tree_init(&e->tree, &edit_ops, 1, false);
-	*out = &take(*edit)->tree;
-	return 0;
+	int r = sealed_new(out, e->nodes.items, e->nodes.n, err);
+	if (r == 0)
+		edit_free(take(*edit));
+	return r;
 }

@@ -31,6 +31,7 @@
 #include <stdio.h>
 #include <time.h>
 
+#include "merge/edit-internal.h"
 #include "merge/merge-internal.h"
 
 #define RETRY_NS NS_PER_S
@@ -612,6 +613,15 @@ static const struct tree_ops layer_ops = {
 	.content_digest = layer_content_digest,
 	.free = layer_free,
 };
+
+bool layer_origin(struct tree *t, const struct desc **desc, struct remote **remote)
+{
+	if (t->ops != &layer_ops)
+		return false;
+	*desc = blob_desc(layer_of(t)->source.blob);
+	*remote = layer_of(t)->remote;
+	return true;
+}
 
 static struct layer *layer_new(struct store *store)
 {

@@ -157,6 +157,11 @@ int memtree_add(struct tree *t, const char *path, const struct attr *attr, const
 int memtree_link(struct tree *t, const char *path, const char *target);
 int memtree_xattr(struct tree *t, const char *path, const char *name, const void *value, size_t len);
 
+/* A flat file of the store (see content_fetch) as the file FLATTREE_FILE, "content", in the root. */
+#define FLATTREE_FILE (TREE_ROOT + 1)
+int flattree_new(struct tree **out, struct store *store, const struct digest *digest,
+		 uint64_t size);
+
 /* A host folder, live, read safely beneath its root. overlayfs' whiteouts and opaque marks become
  * flags when @is_layer. Holds no descriptor while idle, so that 10,000 of them are fine. */
 int dirtree_new(struct tree **out, const char *path, bool is_layer, struct err *err);
@@ -219,6 +224,34 @@ int edit_write(struct edit *e, uint64_t dir, const char *name, size_t len, uint6
 bool edit_is_empty(struct edit *e); /* nothing has changed */
 /* The changes as a raw tree, which takes *edit. The tree below is not part of it. */
 int edit_seal(struct tree **out, struct edit **edit, struct err *err);
+
+/* --- trees of edits that stay --- */
+
+/* One that files of the tree point into. */
+struct treefile_layer {
+	struct digest digest;
+	struct remote *remote; /* has its blob; NULL = only the store */
+};
+/* The same bytes for equal trees. */
+struct treefile {
+	struct strbuf bytes;
+	vec(struct treefile_layer) layers; /* each once, with a reference */
+};
+/* @t must come from edit_seal or treefile_load. What files have in host folders or in memory goes
+ * into the store. Blocks. Errors: -ESTALE a host file was changed since it was copied, -ENOSPC. */
+int treefile_write(struct treefile *out, struct tree *t, struct store *store, struct err *err);
+void treefile_deinit(struct treefile *file);
+static inline void treefile_deinit_scoped(struct treefile *file)
+{
+	treefile_deinit(file);
+}
+/* The tree again, with the same ids; @bytes must have been verified. @layers say where blobs are.
+ * Touches no network. Errors: -EBADMSG, -ENOENT content is not in the store any more. */
+int treefile_load(struct tree **out, struct store *store, const void *bytes, size_t n,
+		  const struct treefile_layer *layers, size_t n_layers, struct err *err);
+/* The parser alone, for tests and fuzzing: the store is not looked at before a file is read. */
+int treefile_parse(struct tree **out, struct store *store, const void *bytes, size_t n,
+		   const struct treefile_layer *layers, size_t n_layers, struct err *err);
 
 /* --- layers --- */
 enum layer_format {

@@ -9,7 +9,7 @@
  *	         layers under another name are found, too. An image of no layers has only the first.
  *	+blob    SHA({"Digest","Filename","Perm","UID","GID"})
  *	http     SHA({"Filename","Perm","UID","GID","Checksum",...})
- *	git      the commit, and what of it is wanted
+ *	git      the commit, and what of it is wanted (source_git.c)
  *	local    "session:" name ":" SHA({"SessionID",...}): its map is random:
  *
  * Only what follows from the definition, or from an image that has been resolved, is known here. A
@@ -35,8 +35,7 @@ static bool attr_is(const struct vertex *v, const char *key, const char *value)
 	return is && strcmp(is, value) == 0;
 }
 
-/* A number as Go reads it with any base. A missing one is 0. */
-static int attr_number(int64_t *out, const struct vertex *v, const char *key, struct err *err)
+int source_number(int64_t *out, const struct vertex *v, const char *key, struct err *err)
 {
 	const char *text = llb_source_attr(&v->op, key);
 	*out = 0;
@@ -57,8 +56,7 @@ static int attr_number(int64_t *out, const struct vertex *v, const char *key, st
 	return 0;
 }
 
-/* The map of @key, whose text is cleared. */
-static int add_key(struct vertex_keys *keys, struct strbuf *key, struct err *err)
+int keys_add_source(struct vertex_keys *keys, struct strbuf *key, struct err *err)
 {
 	scoped(strbuf_free) struct strbuf preimage = {0};
 	if (key->failed)
@@ -80,14 +78,13 @@ static int add_hashed_key(struct vertex_keys *keys, struct strbuf *json, struct 
 	if (r < 0)
 		return r;
 	strbuf_puts(&key, digest_text(&digest, text));
-	return add_key(keys, &key, err);
+	return keys_add_source(keys, &key, err);
 }
 
 /* ------------------------------------------------------------------ images */
 
 /* What the name of an image leads to: known from its ref or from the definition. */
-static int find_root(struct digest *out, const struct vertex *v, const char *scheme,
-		     struct err *err)
+static int find_root(struct digest *out, const struct vertex *v, struct err *err)
 {
 	scoped(image_name_deinit) struct image_name name = {0};
 	const struct digest *root = v->outputs ? ref_root(v->outputs[0]) : NULL;
@@ -95,7 +92,7 @@ static int find_root(struct digest *out, const struct vertex *v, const char *sch
 		*out = *root;
 		return 0;
 	}
-	int r = image_name_parse(&name, v->op.source.identifier + strlen(scheme), err);
+	int r = image_name_parse(&name, source_rest(v), err);
 	if (r < 0)
 		return r;
 	const char *checksum = llb_source_attr(&v->op, "image.checksum");
@@ -108,16 +105,15 @@ static int find_root(struct digest *out, const struct vertex *v, const char *sch
 }
 
 static int add_manifest_key(struct vertex_keys *keys, const struct vertex *v,
-			    const struct solver *solver, const char *scheme, const char *limit_key,
-			    struct err *err)
+			    const struct solver *solver, const char *limit_key, struct err *err)
 {
 	scoped(strbuf_free) struct strbuf json = {0};
 	struct digest root;
 	char text[DIGEST_TEXT_MAX];
 	int64_t limit;
-	int r = attr_number(&limit, v, limit_key, err);
+	int r = source_number(&limit, v, limit_key, err);
 	if (r == 0)
-		r = find_root(&root, v, scheme, err);
+		r = find_root(&root, v, err);
 	if (r < 0)
 		return r;
 	gojson_open(&json, '{');
@@ -148,14 +144,13 @@ static int add_layers_key(struct vertex_keys *keys, struct ref *ref, struct err 
 		return r;
 	scoped(strbuf_free) struct strbuf key = {0};
 	strbuf_puts(&key, digest_text(&chain, text));
-	return add_key(keys, &key, err);
+	return keys_add_source(keys, &key, err);
 }
 
 static int keys_any_image(struct vertex_keys *keys, const struct vertex *v,
-			  const struct solver *solver, const char *scheme, const char *limit_key,
-			  struct err *err)
+			  const struct solver *solver, const char *limit_key, struct err *err)
 {
-	int r = add_manifest_key(keys, v, solver, scheme, limit_key, err);
+	int r = add_manifest_key(keys, v, solver, limit_key, err);
 	if (r < 0)
 		return r;
 	keys->is_whole = v->outputs != NULL;
@@ -171,16 +166,16 @@ static int keys_any_image(struct vertex_keys *keys, const struct vertex *v,
 	return 0;
 }
 
-static int keys_image(struct vertex_keys *keys, const struct vertex *v, const struct solver *solver,
-		      const char *scheme, struct err *err)
+int keys_image(struct vertex_keys *keys, const struct vertex *v, const struct solver *solver,
+	       struct err *err)
 {
-	return keys_any_image(keys, v, solver, scheme, "image.layerlimit", err);
+	return keys_any_image(keys, v, solver, "image.layerlimit", err);
 }
 
-static int keys_layout(struct vertex_keys *keys, const struct vertex *v,
-		       const struct solver *solver, const char *scheme, struct err *err)
+int keys_layout(struct vertex_keys *keys, const struct vertex *v, const struct solver *solver,
+		struct err *err)
 {
-	return keys_any_image(keys, v, solver, scheme, "oci.layerlimit", err);
+	return keys_any_image(keys, v, solver, "oci.layerlimit", err);
 }
 
 /* ------------------------------------------------------------------ single files */
@@ -195,7 +190,7 @@ static int write_owner(struct strbuf *json, const struct vertex *v, struct err *
 	};
 	int64_t value;
 	for (size_t i = 0; i < countof(members); i++) {
-		int r = attr_number(&value, v, members[i][1], err);
+		int r = source_number(&value, v, members[i][1], err);
 		if (r < 0)
 			return r;
 		gojson_member_i64(json, members[i][0], value);
@@ -203,13 +198,13 @@ static int write_owner(struct strbuf *json, const struct vertex *v, struct err *
 	return 0;
 }
 
-static int keys_blob(struct vertex_keys *keys, const struct vertex *v, const struct solver *solver,
-		     const char *scheme, struct err *err)
+int keys_blob(struct vertex_keys *keys, const struct vertex *v, const struct solver *solver,
+	      struct err *err)
 {
 	scoped(image_name_deinit) struct image_name name = {0};
 	scoped(strbuf_free) struct strbuf json = {0};
 	const char *filename = llb_source_attr(&v->op, "http.filename");
-	int r = image_name_parse(&name, v->op.source.identifier + strlen(scheme), err);
+	int r = image_name_parse(&name, source_rest(v), err);
 	if (r < 0)
 		return r;
 	if (!name.digest)
@@ -220,58 +215,6 @@ static int keys_blob(struct vertex_keys *keys, const struct vertex *v, const str
 	r = write_owner(&json, v, err);
 	gojson_close(&json, '}');
 	return r < 0 ? r : add_hashed_key(keys, &json, err);
-}
-
-static int hex_value(char c)
-{
-	const char *digits = "0123456789abcdef";
-	char lower = c >= 'A' && c <= 'F' ? (char)(c - 'A' + 'a') : c;
-	const char *at = c ? strchr(digits, lower) : NULL;
-	return at ? (int)(at - digits) : -1;
-}
-
-/* Decodes %xx. False when something else follows a %. */
-static bool decode_percent(struct strbuf *out, const char *text, size_t n)
-{
-	for (size_t i = 0; i < n; i++) {
-		if (text[i] != '%') {
-			strbuf_putc(out, text[i]);
-			continue;
-		}
-		int hi = i + 2 < n ? hex_value(text[i + 1]) : -1;
-		int lo = i + 2 < n ? hex_value(text[i + 2]) : -1;
-		if (hi < 0 || lo < 0)
-			return false;
-		strbuf_putc(out, (char)(hi << 4 | lo));
-		i += 2;
-	}
-	return true;
-}
-
-/* What a download is called: what the definition says, else as its address ends. */
-static int write_filename(struct strbuf *json, const struct vertex *v, struct err *err)
-{
-	const char *said = llb_source_attr(&v->op, "http.filename");
-	const char *host = strstr(v->op.source.identifier, "://") + 3;
-	const char *path = host + strcspn(host, "/?#");
-	scoped(strbuf_free) struct strbuf name = {0};
-	bool is_name = true;
-	if (said && *said)
-		strbuf_puts(&name, said);
-	else
-		is_name = decode_percent(&name, path, strcspn(path, "?#"));
-	if (name.failed)
-		return no_memory(err);
-	while (name.len > 0 && name.data[name.len - 1] == '/')
-		name.data[--name.len] = 0;
-	const char *slash = name.len ? strrchr(name.data, '/') : NULL;
-	const char *base = slash ? slash + 1 : name.len ? name.data : "";
-	for (const char *p = base; *p; p++)
-		is_name = is_name && (uint8_t)*p >= 0x20 && *p != 0x7f;
-	if (!is_name || !*base || !strcmp(base, ".") || !strcmp(base, ".."))
-		base = "download";
-	gojson_member_text(json, "Filename", base);
-	return 0;
 }
 
 /* The headers that are sent, by name. */
@@ -300,25 +243,35 @@ static void write_headers(struct strbuf *json, const struct vertex *v)
 		gojson_close(json, ']');
 }
 
-static int keys_http(struct vertex_keys *keys, const struct vertex *v, const struct solver *solver,
-		     const char *scheme, struct err *err)
+int keys_http(struct vertex_keys *keys, const struct vertex *v, const struct solver *solver,
+	      struct err *err)
 {
 	scoped(strbuf_free) struct strbuf json = {0};
-	struct digest digest;
+	const struct http_asked *asked = v->asked;
 	const char *checksum = llb_source_attr(&v->op, "http.checksum");
-	if (!checksum || !*checksum)
+	char text[DIGEST_TEXT_MAX], time[HTTPTEXT_DATE_MAX] = "";
+	struct digest digest;
+	if (!asked && (!checksum || !*checksum))
 		return err_set(err, -ENODATA,
 			       "what a download without checksum is, is not known before");
-	int r = digest_parse(&digest, checksum, err);
+	int r = asked ? 0 : digest_parse(&digest, checksum, err);
 	if (r < 0)
 		return r;
+	scoped(free) char *name = httptext_filename(llb_source_attr(&v->op, "http.filename"),
+						    asked ? asked->content.disposition : NULL,
+						    v->op.source.identifier);
+	if (!name)
+		return no_memory(err);
+	if (asked && asked->has_time)
+		httptext_date_text(asked->mtime_s, time);
 	gojson_open(&json, '{');
-	r = write_filename(&json, v, err);
-	if (r == 0)
-		r = write_owner(&json, v, err);
+	gojson_member_text(&json, "Filename", name);
+	r = write_owner(&json, v, err);
 	if (r < 0)
 		return r;
-	gojson_member_text(&json, "Checksum", checksum);
+	gojson_member_text(&json, "Checksum",
+			   digest_text(asked ? &asked->content.digest : &digest, text));
+	gojson_opt_text(&json, "LastModTime", time);
 	gojson_opt_text(&json, "AuthHeaderSecret",
 			llb_source_attr(&v->op, "http.authheadersecret"));
 	write_headers(&json, v);
@@ -328,40 +281,12 @@ static int keys_http(struct vertex_keys *keys, const struct vertex *v, const str
 
 /* ------------------------------------------------------------------ git */
 
-/* SHA-1, or SHA-256. */
-static bool is_commit(const char *ref, size_t n)
-{
-	return (n == 40 || n == 64) && strspn(ref, "0123456789abcdef") >= n;
-}
-
-/* git://host/repository#ref:subdir */
-static int keys_git(struct vertex_keys *keys, const struct vertex *v, const struct solver *solver,
-		    const char *scheme, struct err *err)
+int keys_git(struct vertex_keys *keys, const struct vertex *v, const struct solver *solver,
+	     struct err *err)
 {
 	scoped(strbuf_free) struct strbuf key = {0};
-	const char *hash = strchr(v->op.source.identifier, '#');
-	const char *ref = hash ? hash + 1 : "";
-	size_t n = strcspn(ref, ":");
-	const char *subdir = ref[n] ? ref + n + 1 : "";
-	const char *mtime = llb_source_attr(&v->op, "git.mtime");
-	if (!is_commit(ref, n))
-		return err_set(err, -ENODATA,
-			       "which commit a branch or tag means is not known without asking");
-	if (llb_source_attr(&v->op, "git.bundle") || llb_source_attr(&v->op, "git.checkoutbundle"))
-		return err_set(err, -ENOTSUP, "a git bundle: its key is not known");
-	scoped(free) char *clean = path_clean(subdir, strlen(subdir));
-	if (!clean)
-		return no_memory(err);
-	strbuf_add(&key, ref, n);
-	if (attr_is(v, "git.keepgitdir", "true"))
-		strbuf_printf(&key, ".git#%.*s", (int)n, ref);
-	if (strcmp(clean, "/") != 0)
-		strbuf_printf(&key, ":%s", subdir);
-	if (attr_is(v, "git.skipsubmodules", "true"))
-		strbuf_puts(&key, "(skip-submodules)");
-	if (mtime && *mtime && strcmp(mtime, "checkout") != 0)
-		strbuf_printf(&key, "(mtime=%s)", mtime);
-	return add_key(keys, &key, err);
+	int r = git_key(&key, v, err);
+	return r < 0 ? r : keys_add_source(keys, &key, err);
 }
 
 /* ------------------------------------------------------------------ local */
@@ -386,8 +311,8 @@ static int write_patterns(struct strbuf *json, const struct vertex *v, const cha
 	return r;
 }
 
-static int keys_local(struct vertex_keys *keys, const struct vertex *v, const struct solver *solver,
-		      const char *scheme, struct err *err)
+int keys_local(struct vertex_keys *keys, const struct vertex *v, const struct solver *solver,
+	       struct err *err)
 {
 	scoped(strbuf_free) struct strbuf json = {0}, key = {0};
 	const char *session = llb_source_attr(&v->op, "local.session");
@@ -410,34 +335,22 @@ static int keys_local(struct vertex_keys *keys, const struct vertex *v, const st
 		r = keys_hash(keys, &json, &digest, err);
 	if (r < 0)
 		return r;
-	strbuf_printf(&key, "session:%s:%s", v->op.source.identifier + strlen(scheme),
-		      digest_text(&digest, text));
-	return add_key(keys, &key, err);
+	strbuf_printf(&key, "session:%s:%s", source_rest(v), digest_text(&digest, text));
+	return keys_add_source(keys, &key, err);
 }
 
 /* ------------------------------------------------------------------ all */
 
-static const struct {
-	const char *scheme;
-	int (*keys)(struct vertex_keys *keys, const struct vertex *v, const struct solver *solver,
-		    const char *scheme, struct err *err);
-} rows[] = {
-	{"docker-image://", keys_image},
-	{"oci-layout://", keys_layout},
-	{"docker-image+blob://", keys_blob},
-	{"oci-layout+blob://", keys_blob},
-	{"http://", keys_http},
-	{"https://", keys_http},
-	{"git://", keys_git},
-	{"local://", keys_local},
-};
+const char *source_rest(const struct vertex *v)
+{
+	const char *end = strstr(v->op.source.identifier, "://");
+	return end ? end + 3 : "";
+}
 
 int keys_source(struct vertex_keys *keys, const struct vertex *v, const struct solver *solver,
 		struct err *err)
 {
-	const char *identifier = v->op.source.identifier;
-	for (size_t i = 0; i < countof(rows); i++)
-		if (str_starts(identifier, rows[i].scheme))
-			return rows[i].keys(keys, v, solver, rows[i].scheme, err);
+	if (v->ops && v->ops->keys)
+		return v->ops->keys(keys, v, solver, err);
 	return err_set(err, -ENOTSUP, "a source that this program does not know");
 }

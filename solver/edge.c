@@ -198,15 +198,25 @@ static bool has_content(const struct vertex_state *vs, size_t i)
 	return input && input->content != CONTENT_NONE;
 }
 
+/* Keys of @input that may lead to a result: what it was found under, or what it was kept under when
+ * it ran, which another process may have gone on from meanwhile. */
+static const struct cache_keys *keys_of_input(const struct solve *s, const struct edge_state *input,
+					      size_t c)
+{
+	bool has_run = c == 0 && input->level == LEVEL_COMPLETE && edge_may_query(s, input);
+	return has_run && input->kept.n ? &input->kept : &input->query[c];
+}
+
 /* Where the keys of one input lead in one cache. */
-static int match_input(const struct edge_state *e, struct cache *cache, size_t c, size_t i,
-		       struct cache_keys *out, bool *lacks_links, struct err *err)
+static int match_input(const struct solve *s, const struct edge_state *e, struct cache *cache,
+		       size_t c, size_t i, struct cache_keys *out, bool *lacks_links,
+		       struct err *err)
 {
 	const struct solve_dep *dep = &e->vertex->deps[i];
 	const struct cache_input *input = input_of(e->vertex, i);
 	const struct digest *record = edge_record(e);
 	const struct digest *selector = input && input->has_selector ? &input->selector : NULL;
-	const struct cache_keys *from = &dep->edge->query[c];
+	const struct cache_keys *from = keys_of_input(s, dep->edge, c);
 	size_t n_ways = 0, n_leading = 0;
 	int r = 0;
 	for (size_t k = 0; k < from->n && r == 0; k++, n_ways++) {
@@ -241,7 +251,7 @@ int edge_match(const struct solve *s, const struct edge_state *e, struct cache_k
 		out[c].n = 0;
 		for (size_t i = 0; i < vs->n_deps && r == 0; i++) {
 			scoped(cache_keys_deinit) struct cache_keys here = {0};
-			r = match_input(e, s->caches[c], c, i, &here, &lacks, err);
+			r = match_input(s, e, s->caches[c], c, i, &here, &lacks, err);
 			if (matched && here.n)
 				matched[i] = true;
 			if (i == 0) {
@@ -685,6 +695,16 @@ static const struct edge_state *failed_input(const struct edge_state *e)
 	return NULL;
 }
 
+/* Puts the vertex before @err. */
+static void tell_failure(struct solve *s, struct vertex_state *vs, int r, struct err *err)
+{
+	solve_started(s, vs);
+	if (!vs->is_ended)
+		solve_event(s, vs, SOLVE_FAILED, err_text(err, r));
+	vs->is_ended = true;
+	vertex_error(vs->v, r, err);
+}
+
 void edge_advance(struct solve *s, struct edge_state *e)
 {
 	while (!e->failed && e->n_waiting == 0 && e->step < STEP_DONE &&
@@ -698,11 +718,7 @@ void edge_advance(struct solve *s, struct edge_state *e)
 		if (r == 0)
 			continue;
 		if (!input) {
-			r = vertex_error(e->vertex->v, r, &err);
-			solve_started(s, e->vertex);
-			if (!e->vertex->is_ended)
-				solve_event(s, e->vertex, SOLVE_FAILED, err_text(&err, r));
-			e->vertex->is_ended = true;
+			tell_failure(s, e->vertex, r, &err);
 		}
 		fail(s, e, r, &err);
 	}
@@ -743,11 +759,8 @@ void edge_job_done(struct solve *s, struct job *job)
 		break;
 	}
 	if (job->r < 0 && !e->failed) {
-		int r = vertex_error(vs->v, job->r, &job->err);
-		if (!vs->is_ended)
-			solve_event(s, vs, SOLVE_FAILED, err_text(&job->err, r));
-		vs->is_ended = true;
-		fail(s, e, r, &job->err);
+		tell_failure(s, vs, job->r, &job->err);
+		fail(s, e, job->r, &job->err);
 	}
 	edge_done_waiting(s, e);
 }

@@ -102,3 +102,8 @@ struct copy {
 int copy_run(struct copy *c, const struct attr *from, uint64_t dir, const char *name,
 	     struct err *err);
 void copy_deinit(struct copy *c);
+
+/* Appends the content of the file by which a local source tells of what it does not have: of all of
+ * @tree, which was made of the host folder @folder (local_stats.c). */
+#define LOCAL_STATS_NAME ".fsutil-metadata"
+int local_stats(struct strbuf *out, struct tree *tree, struct tree *folder, struct err *err);

@@ -35,6 +35,7 @@
 
 struct graph {
 	struct llb_definition definition; /* vertices point into its bytes */
+	struct llb_source source;	  /* and into this */
 	struct vertex *vertices;	  /* inputs before their users */
 	size_t n_vertices;
 	struct edge result;
@@ -61,6 +62,11 @@ static const struct {
 	{OP_SOURCE, "docker-image://", &source_image_op},
 	{OP_SOURCE, "oci-layout://", &source_layout_op},
 	{OP_SOURCE, "local://", &source_local_op},
+	{OP_SOURCE, "http://", &source_http_op},
+	{OP_SOURCE, "https://", &source_http_op},
+	{OP_SOURCE, "docker-image+blob://", &source_image_blob_op},
+	{OP_SOURCE, "oci-layout+blob://", &source_layout_blob_op},
+	{OP_SOURCE, "git://", &source_git_op},
 	{OP_FILE, NULL, &op_file},
 	{OP_MERGE, NULL, &op_merge},
 	{OP_DIFF, NULL, &op_diff},
@@ -261,6 +267,31 @@ static int reorder(struct graph *g, struct err *err)
 
 /* ------------------------------------------------------------------ metadata and names */
 
+/* ", Dockerfile:12": where the vertex begins in its source; "" when the definition does not say. */
+static char *place_text(const struct vertex *v, char buf[96])
+{
+	buf[0] = 0;
+	for (size_t i = 0; i < v->n_locations && !buf[0]; i++) {
+		const struct source_location *at = &v->locations[i];
+		if (at->n_ranges && at->file[0])
+			snprintf(buf, 96, ", %.80s:%d", at->file, at->ranges[0].line);
+	}
+	return buf;
+}
+
+static int check_caps(const struct vertex *v, struct err *err)
+{
+	char text[DIGEST_TEXT_MAX], place[96];
+	for (size_t i = 0; i < v->metadata.n_caps; i++)
+		if (!llb_cap_is_known(v->metadata.caps[i]))
+			return err_set(err, -ENOTSUP,
+				       "vertex %s (%s%s) requires the capability \"%.80s\", which "
+				       "is not known here",
+				       digest_text(&v->digest, text), vertex_op(v),
+				       place_text(v, place), v->metadata.caps[i]);
+	return 0;
+}
+
 static int load_metadata(struct graph *g, struct err *err)
 {
 	char text[DIGEST_TEXT_MAX];
@@ -274,8 +305,25 @@ static int load_metadata(struct graph *g, struct err *err)
 		if (r < 0)
 			return err_wrap(err, r, "metadata of vertex %s",
 					digest_text(&v->digest, text));
+		r = check_caps(v, err);
+		if (r < 0)
+			return r;
 	}
 	return 0;
+}
+
+static int load_source(struct graph *g, struct err *err)
+{
+	int r = llb_source_decode(&g->source, &g->definition.source, err);
+	for (size_t i = 0; i < g->source.n_vertices; i++) {
+		const struct llb_source_vertex *from = &g->source.vertices[i];
+		struct vertex *v = *slot_of(g, &from->digest);
+		if (!v)
+			continue;
+		v->locations = from->locations;
+		v->n_locations = from->n_locations;
+	}
+	return r < 0 ? err_wrap(err, r, "source map") : 0;
 }
 
 static const char *side_name(const struct vertex *v, ssize_t input)
@@ -345,10 +393,15 @@ static int graph_init(struct graph *g, const void *bytes, size_t n, struct err *
 {
 	if (n > DEFINITION_MAX)
 		return err_set(err, -EFBIG, "larger than %u MiB", DEFINITION_MAX >> 20);
-	if (is_json(bytes, n))
-		return err_set(err, -ENOTSUP,
-			       "a definition as JSON cannot be read yet, only the protobuf");
-	int r = llb_definition_decode(&g->definition, bytes, n, err);
+	scoped(strbuf_free) struct strbuf encoded = {0};
+	int r = 0;
+	if (is_json(bytes, n)) {
+		r = llb_json_encode(&encoded, bytes, n, err);
+		bytes = encoded.data;
+		n = encoded.len;
+	}
+	if (r == 0)
+		r = llb_definition_decode(&g->definition, bytes, n, err);
 	if (r < 0)
 		return r;
 	if (g->definition.n_ops < 2)
@@ -362,6 +415,8 @@ static int graph_init(struct graph *g, const void *bytes, size_t n, struct err *
 		r = load_result(g, err);
 	if (r == 0)
 		r = reorder(g, err);
+	if (r == 0)
+		r = load_source(g, err);
 	if (r == 0)
 		r = load_metadata(g, err);
 	return r < 0 ? r : name_all(g, err);
@@ -399,6 +454,7 @@ void graph_free(struct graph *g)
 	free(g->vertices);
 	free(g->table);
 	llb_definition_deinit(&g->definition);
+	llb_source_deinit(&g->source);
 	free(g);
 }
 
@@ -467,13 +523,20 @@ void vertex_input(const struct vertex *v, size_t i, struct vertex **from, int *i
 	*index = v->inputs[i].index;
 }
 
+size_t vertex_locations(const struct vertex *v, const struct source_location **out)
+{
+	*out = v->locations;
+	return v->n_locations;
+}
+
 /* ------------------------------------------------------------------ running */
 
 int vertex_error(const struct vertex *v, int r, struct err *err)
 {
 	/* The name leaves room for the reason. */
-	char text[DIGEST_TEXT_MAX];
-	return err_wrap(err, r, "vertex %s (%.120s)", digest_text(&v->digest, text), v->name);
+	char text[DIGEST_TEXT_MAX], place[96];
+	return err_wrap(err, r, "vertex %s (%.120s%s)", digest_text(&v->digest, text), v->name,
+			place_text(v, place));
 }
 
 int vertex_cannot_run(const struct vertex *v, struct err *err)

@@ -2,7 +2,8 @@
 
 /*
  * The wire format of LLB: decodes definitions, ops and metadata into the program's own structs.
- * The generated code (llb.proto says how it differs from BuildKit's) ends here.
+ * The generated code (llb.proto says how it differs from BuildKit's) ends here, and in llb_json.c
+ * and llb_source.c.
  *
  * A definition is a list of serialized ops; each is decoded by itself, so that one op's memory is
  * bounded by its own bytes and nothing follows the depth of the graph. What the format leaves open
@@ -78,6 +79,7 @@ int llb_definition_decode(struct llb_definition *out, const void *bytes, size_t 
 	if (!pb)
 		return err_set(err, -EBADMSG, "not a definition: malformed protobuf");
 	d.impl = pb;
+	d.source = (struct llb_bytes){pb->source.data, pb->source.len};
 	d.ops = calloc(pb->n_def + 1, sizeof(*d.ops));
 	d.metadata = calloc(pb->n_metadata + 1, sizeof(*d.metadata));
 	if (!d.ops || !d.metadata)
@@ -349,12 +351,12 @@ static int decode_mount(struct llb_mount *to, const Pb__Mount *pb, struct err *e
 	to->input = pb->input;
 	to->output = pb->output;
 	to->readonly = pb->readonly;
-	to->type = pb->mount_type;
-	to->content_cache = pb->content_cache;
-	to->has_tmpfs = pb->tmpfs != NULL;
-	to->tmpfs_size = pb->tmpfs ? pb->tmpfs->size : 0;
-	to->has_cache = pb->cache != NULL;
-	to->cache_sharing = pb->cache ? pb->cache->sharing : 0;
+	to->type = (int)pb->mount_type;
+	to->content_cache = (int)pb->content_cache;
+	to->has_tmpfs = pb->tmpfs_opt != NULL;
+	to->tmpfs_size = pb->tmpfs_opt ? pb->tmpfs_opt->size : 0;
+	to->has_cache = pb->cache_opt != NULL;
+	to->cache_sharing = pb->cache_opt ? (int)pb->cache_opt->sharing : 0;
 	int r = text(&to->selector, &pb->selector, "selector", err);
 	if (r == 0)
 		r = text(&to->dest, &pb->dest, "destination", err);
@@ -362,11 +364,11 @@ static int decode_mount(struct llb_mount *to, const Pb__Mount *pb, struct err *e
 		r = no_memory(err);
 	if (r == 0)
 		r = text(&to->result_id, &pb->result_id, "result ID", err);
-	if (r == 0 && pb->cache)
-		r = text(&to->cache_id, &pb->cache->id, "cache ID", err);
+	if (r == 0 && pb->cache_opt)
+		r = text(&to->cache_id, &pb->cache_opt->id, "cache ID", err);
 	if (r == 0)
-		r = decode_secret(&to->secret, &to->has_secret, pb->secret, err);
-	return r < 0 ? r : decode_secret(&to->ssh, &to->has_ssh, pb->ssh, err);
+		r = decode_secret(&to->secret, &to->has_secret, pb->secret_opt, err);
+	return r < 0 ? r : decode_secret(&to->ssh, &to->has_ssh, pb->ssh_opt, err);
 }
 
 static int decode_mounts(struct llb_op *op, const Pb__ExecOp *pb, struct err *err)
@@ -389,8 +391,8 @@ static int decode_mounts(struct llb_op *op, const Pb__ExecOp *pb, struct err *er
 static int decode_exec(struct llb_op *op, const Pb__ExecOp *pb, struct err *err)
 {
 	struct llb_exec *exec = &op->exec;
-	exec->network = pb->network;
-	exec->security = pb->security;
+	exec->network = (int)pb->network;
+	exec->security = (int)pb->security;
 	int r = decode_meta(exec, pb->meta, err);
 	if (r == 0)
 		r = decode_mounts(op, pb, err);
@@ -446,11 +448,11 @@ static int decode_copy(struct llb_action *to, const Pb__FileActionCopy *pb, stru
 	to->timestamp = pb->timestamp;
 	to->follow_symlink = pb->follow_symlink;
 	to->dir_copy_contents = pb->dir_copy_contents;
-	to->attempt_unpack = pb->attempt_unpack;
+	to->attempt_unpack = pb->attempt_unpack_docker_compatibility;
 	to->create_dest_path = pb->create_dest_path;
 	to->allow_wildcard = pb->allow_wildcard;
 	to->allow_empty_wildcard = pb->allow_empty_wildcard;
-	to->always_replace = pb->always_replace;
+	to->always_replace = pb->always_replace_existing_dest_paths;
 	int r = text(&to->from, &pb->src, "source path", err);
 	if (r == 0)
 		r = text(&to->path, &pb->dest, "destination", err);
@@ -680,8 +682,6 @@ static int decode_metadata(struct llb_metadata *m, const Pb__OpMetadata *pb, str
 	if (!m->caps)
 		return no_memory(err);
 	for (size_t i = 0; i < pb->n_caps; i++) {
-		if (!pb->caps[i]->value)
-			continue;
 		r = text(&m->caps[m->n_caps++], &pb->caps[i]->key, "capability", err);
 		if (r < 0)
 			return r;

@@ -22,6 +22,7 @@
  *	oci-layout://DIR[:TAG][@DIGEST]              ":TAG" at the last ':' that no '/' follows
  *	oci-archive://FILE[:TAG]                     the same
  *	docker-archive://FILE[:NAME:TAG]             at the first ':', since NAME has '/' and ':'
+ *	ref://ID                                     or a unique prefix of it
  *	llb://FILE[#VERTEX[:INDEX]]                  at the last '#'; VERTEX may begin with "sha256:"
  */
 
@@ -343,6 +344,16 @@ static int parse_llb(struct ref_text *out, const char *s, struct err *err)
 	return keep(&out->name, s, hash ? (size_t)(hash - s) : strlen(s), err);
 }
 
+static int parse_id(struct ref_text *out, const char *s, struct err *err)
+{
+	const char *hex = str_starts(s, "sha256:") ? s + 7 : s;
+	size_t n = strspn(hex, "0123456789abcdef");
+	if (n < VERTEX_PREFIX_MIN || n > 64 || hex[n])
+		return err_set(err, -EINVAL, "want an ID, or at least its first %d hex digits",
+			       VERTEX_PREFIX_MIN);
+	return keep(&out->name, hex, n, err);
+}
+
 static const struct {
 	const char *scheme;
 	enum ref_form form;
@@ -355,7 +366,7 @@ static const struct {
 	{"docker-archive", FORM_DOCKER_ARCHIVE, parse_docker_archive},
 	{"dir", FORM_DIR, parse_dir},
 	{"llb", FORM_LLB, parse_llb},
-	{"ref", FORM_OTHER, NULL},
+	{"ref", FORM_REF, parse_id},
 	{"cache", FORM_OTHER, NULL},
 	{"record", FORM_OTHER, NULL},
 	{"remote", FORM_OTHER, NULL},

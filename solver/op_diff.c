@@ -119,7 +119,7 @@ static bool same_piece(const struct piece *a, const struct piece *b)
 		return false;
 	bool is_layer = !a->trim && !a->add && ref_kind(a->ref) == REF_IMAGE;
 	if (!is_layer || ref_kind(b->ref) != REF_IMAGE)
-		return a->ref == b->ref;
+		return ref_is_same(a->ref, b->ref);
 	ref_layers(a->ref, &x);
 	ref_layers(b->ref, &y);
 	return digest_equal(&x[a->layer].desc.digest, &y[b->layer].desc.digest);

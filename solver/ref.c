@@ -22,6 +22,7 @@
 
 #include "blobstore/base.h"
 #include "blobstore/blobstore.h"
+#include "solver/ref-internal.h"
 #include "solver/solver-internal.h"
 #include "solver/solver.h"
 
@@ -30,36 +31,6 @@
 #define LARGE_DOCUMENT_MAX (64u << 20)
 /* The name of a merge is for people; a longer one says how many inputs there are. */
 #define MERGE_NAME_MAX 256
-
-struct ref {
-	int n_refs; /* atomic */
-	enum ref_kind kind;
-	char *name;
-	struct ref *next_dead; /* in ref_unref */
-
-	/* REF_IMAGE */
-	struct origin origin;
-	struct ref_layer *layers;
-	size_t n_layers;
-	size_t first_layer; /* place of layers[0] in the image that the config describes */
-	struct desc config;
-	bool has_config, has_manifest, has_root, has_platform;
-	struct digest manifest, root;
-	struct platform platform;
-	pthread_mutex_t lock;
-	struct strbuf config_text; /* guarded by lock; empty until it was asked for */
-	bool has_diff_ids;	   /* guarded by lock */
-
-	/* REF_MERGE */
-	struct ref_part *parts;
-	size_t n_parts;
-
-	/* REF_DIR */
-	char *dir;
-
-	/* REF_TREE */
-	struct tree *tree;
-};
 
 static int no_memory(struct err *err)
 {
@@ -74,6 +45,7 @@ static struct ref *ref_new(enum ref_kind kind, const char *name)
 	ref->n_refs = 1;
 	ref->kind = kind;
 	pthread_mutex_init(&ref->lock, NULL);
+	pthread_mutex_init(&ref->id_lock, NULL);
 	ref->name = strdup(name);
 	return ref->name ? ref : ref_unref(ref);
 }
@@ -101,8 +73,12 @@ static void ref_free(struct ref *ref)
 	desc_deinit(&ref->config);
 	strbuf_free(&ref->config_text);
 	pthread_mutex_destroy(&ref->lock);
+	pthread_mutex_destroy(&ref->id_lock);
 	free(ref->dir);
 	tree_unref(ref->tree);
+	for (size_t i = 0; i < ref->n_tree_layers; i++)
+		remote_unref(ref->tree_layers[i].remote);
+	free(ref->tree_layers);
 	free(ref->name);
 	free(ref);
 }
@@ -254,6 +230,17 @@ int origin_recall(const struct origin *o, const struct digest *digest, struct st
 	return recall(o, digest, DOCUMENT_MAX, body, err);
 }
 
+/* A document of a layout or an archive; when that is gone the store may still have it. */
+static int read_file_or_store(const struct origin *o, const struct desc *desc, struct strbuf *body,
+			      size_t max, struct err *err)
+{
+	struct err why = {0};
+	int r = read_local(o->remote, desc, body, &why);
+	if (r < 0 && recall(o, &desc->digest, max, body, NULL) == 0)
+		return 0;
+	return r < 0 ? err_set(err, r, "%s", err_text(&why, r)) : 0;
+}
+
 static int read_document(const struct origin *o, const struct desc *desc, bool is_manifest,
 			 size_t max, struct strbuf *body, struct err *err)
 {
@@ -264,7 +251,7 @@ static int read_document(const struct origin *o, const struct desc *desc, bool i
 	if (desc->size > max)
 		r = err_set(err, -EFBIG, "%llu bytes are too many", (unsigned long long)desc->size);
 	else if (o->remote && !o->registry)
-		r = read_local(o->remote, desc, body, err);
+		r = read_file_or_store(o, desc, body, max, err);
 	else
 		r = recall(o, &desc->digest, max, body, err);
 	if (r == -ENOENT && o->registry)
@@ -299,10 +286,12 @@ static int copy_layers(struct ref *ref, const struct ref_image *image)
 		struct ref_layer *to = &ref->layers[ref->n_layers];
 		if (desc_copy(&to->desc, &image->layers[ref->n_layers]) < 0)
 			return -ENOMEM;
+		struct remote *remote = image->remotes ? image->remotes[ref->n_layers]
+						       : image->origin->remote;
 		if (image->diff_ids)
 			to->diff_id = image->diff_ids[ref->n_layers];
-		if (image->origin->remote)
-			to->remote = remote_ref(image->origin->remote);
+		if (remote)
+			to->remote = remote_ref(remote);
 	}
 	return 0;
 }
@@ -317,6 +306,7 @@ int ref_image(struct ref **out, const struct ref_image *image, struct err *err)
 		return no_memory(err);
 	ref->has_config = image->config != NULL;
 	ref->has_diff_ids = image->diff_ids != NULL;
+	ref->first_layer = image->first_layer;
 	if (image->manifest) {
 		ref->manifest = *image->manifest;
 		ref->has_manifest = true;
@@ -371,8 +361,10 @@ static int fill_diff_ids(struct ref *ref, struct err *err)
 	if (ref->first_layer + ref->n_layers > config.n_diff_ids)
 		return err_set(err, -EBADMSG, "%s: %zu layers, but the config has %zu diff IDs",
 			       ref->name, ref->first_layer + ref->n_layers, config.n_diff_ids);
+	pthread_mutex_lock(&ref->id_lock);
 	for (size_t i = 0; i < ref->n_layers; i++)
 		ref->layers[i].diff_id = config.diff_ids[ref->first_layer + i];
+	pthread_mutex_unlock(&ref->id_lock);
 	return 0;
 }
 
@@ -452,9 +444,69 @@ int ref_made(struct ref **out, const char *name, struct tree *tree, struct err *
 	return 0;
 }
 
-struct tree *ref_made_tree(const struct ref *ref)
+/* Reads the tree out of the store. Called with the lock held: who asks at the same time wants the
+ * same answer. */
+static int load_tree(struct ref *ref, struct err *err)
 {
-	return ref->tree;
+	scoped(strbuf_free) struct strbuf bytes = {0};
+	pthread_mutex_lock(&ref->id_lock);
+	const struct digest digest = ref->tree_digest;
+	pthread_mutex_unlock(&ref->id_lock);
+	int r = refdb_read_tree(ref->tree_store, &digest, &bytes, err);
+	if (r == 0)
+		r = treefile_load(&ref->tree, ref->tree_store, bytes.data, bytes.len,
+				  ref->tree_layers, ref->n_tree_layers, err);
+	return r < 0 ? err_wrap(err, r, "%s", ref->name) : 0;
+}
+
+int ref_made_tree(struct ref *ref, struct tree **out, struct err *err)
+{
+	pthread_mutex_lock(&ref->lock);
+	int r = ref->tree ? 0 : load_tree(ref, err);
+	*out = ref->tree;
+	pthread_mutex_unlock(&ref->lock);
+	return r;
+}
+
+int ref_kept_tree(struct ref **out, const char *name, struct store *store,
+		  const struct digest *digest, struct treefile_layer **layers, size_t n_layers,
+		  struct err *err)
+{
+	struct ref *ref = ref_new(REF_TREE, name);
+	if (!ref)
+		return no_memory(err);
+	ref->tree_store = store;
+	ref->tree_digest = *digest;
+	ref->tree_layers = take(*layers);
+	ref->n_tree_layers = n_layers;
+	*out = ref;
+	return 0;
+}
+
+/* ------------------------------------------------------------------ ids */
+
+bool ref_id(struct ref *ref, struct digest *out)
+{
+	pthread_mutex_lock(&ref->id_lock);
+	bool has_id = ref->has_id;
+	*out = ref->id;
+	pthread_mutex_unlock(&ref->id_lock);
+	return has_id;
+}
+
+bool ref_is_same(struct ref *a, struct ref *b)
+{
+	struct digest x, y;
+	return a == b || (ref_id(a, &x) && ref_id(b, &y) && digest_equal(&x, &y));
+}
+
+char *ref_key(struct ref *ref, char key[DIGEST_HEX_MAX])
+{
+	struct digest id;
+	if (ref_id(ref, &id))
+		return digest_hex(&id, key);
+	snprintf(key, DIGEST_HEX_MAX, "%p", (void *)ref);
+	return key;
 }
 
 /* ------------------------------------------------------------------ merges */

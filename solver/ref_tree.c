@@ -18,8 +18,6 @@
  * bounded (TRIM_DEPTH_MAX).
  */
 
-#include <stdio.h>
-
 #include "blobstore/base.h"
 #include "blobstore/blobstore.h"
 #include "merge/merge.h"
@@ -239,8 +237,8 @@ static int too_deep(struct err *err)
 static int add_trimmed(struct flat *f, struct ref *ref, const char *add, const char *trim,
 		       struct err *err)
 {
-	char key[32];
-	snprintf(key, sizeof(key), "%p", (void *)ref);
+	char key[DIGEST_HEX_MAX];
+	ref_key(ref, key);
 	struct treemap *wholes = &f->b->wholes;
 	bool is_new;
 	struct treemap_slot *slot = treemap_add(wholes, key, &is_new);
@@ -296,9 +294,9 @@ static int add_parts(struct flat *f, struct ref *ref, const char *add, struct er
 
 static int look_at(struct flat *f, const struct todo *todo, struct err *err)
 {
-	char id[32];
-	snprintf(id, sizeof(id), "%p", (void *)todo->ref);
-	int r = is_first(f, id, todo->add, todo->trim);
+	char key[DIGEST_HEX_MAX];
+	struct tree *made;
+	int r = is_first(f, ref_key(todo->ref, key), todo->add, todo->trim);
 	if (r <= 0)
 		return r < 0 ? no_memory(err) : 0;
 	if (todo->trim)
@@ -309,7 +307,8 @@ static int look_at(struct flat *f, const struct todo *todo, struct err *err)
 	case REF_DIR:
 		return add_leaf(f, NULL, ref_dir(todo->ref), todo->add, err);
 	case REF_TREE:
-		return add_input(f, ref_made_tree(todo->ref), todo->add, NULL, err);
+		r = ref_made_tree(todo->ref, &made, err);
+		return r < 0 ? r : add_input(f, made, todo->add, NULL, err);
 	case REF_MERGE:
 		return add_parts(f, todo->ref, todo->add, err);
 	case REF_SCRATCH:

@@ -154,13 +154,24 @@ void solve_push(struct solve *s, struct edge_state *e)
 	e->is_queued = true;
 }
 
+/* Takes all steps that can be taken now. */
+static void drain_queue(struct solve *s)
+{
+	struct db *db = store_db(s->solver->options.store);
+	db_read_begin(db);
+	while (s->queue.n) {
+		struct edge_state *e = s->queue.items[--s->queue.n];
+		e->is_queued = false;
+		edge_advance(s, e);
+	}
+	db_read_end(db);
+}
+
 static void solve_until(struct solve *s, const struct edge_state *target)
 {
 	while (target->level < LEVEL_COMPLETE && !target->failed) {
 		if (s->queue.n) {
-			struct edge_state *e = s->queue.items[--s->queue.n];
-			e->is_queued = false;
-			edge_advance(s, e);
+			drain_queue(s);
 		} else if (s->n_jobs) {
 			collect(s);
 		} else {

@@ -98,13 +98,14 @@ enum ref_form {
 	FORM_DOCKER_ARCHIVE,
 	FORM_DIR,
 	FORM_LLB,
+	FORM_REF,
 	FORM_OTHER, /* a kind of the grammar that cannot be resolved: name has its scheme */
 };
 
 /* A REF of the command line, taken apart without a look at the world. */
 struct ref_text {
 	enum ref_form form;
-	char *name;   /* image name, folder or file; "-" for standard input */
+	char *name;   /* image name, folder, file, ID; "-" for standard input */
 	char *tag;    /* layout, archives; NULL when not given */
 	char *digest; /* layout */
 	char *vertex; /* llb: digest or prefix; NULL = the result */
@@ -161,6 +162,8 @@ struct ref_image {
 	const struct digest *manifest;	 /* NULL when there is none */
 	const struct digest *root;	 /* NULL when there is none */
 	const struct platform *platform; /* NULL when not known */
+	size_t first_layer;		 /* place of the first layer in what the config describes */
+	struct remote *const *remotes;	 /* of the layers, each may be NULL; NULL = origin's */
 };
 int ref_image(struct ref **out, const struct ref_image *image, struct err *err);
 /* @dir must be absolute. */
@@ -168,7 +171,13 @@ int ref_folder(struct ref **out, const char *name, const char *dir, struct err *
 int ref_scratch(struct ref **out, struct err *err);
 /* A layer that is here: @tree is raw and referenced. */
 int ref_made(struct ref **out, const char *name, struct tree *tree, struct err *err);
-struct tree *ref_made_tree(const struct ref *ref); /* borrowed */
+/* Borrowed; read from the store the first time, where the ref comes from there. Errors: -ENOENT it
+ * is gone, -EBADMSG it was damaged. */
+int ref_made_tree(struct ref *ref, struct tree **out, struct err *err);
+/* True when both are one, or are known to be equal. */
+bool ref_is_same(struct ref *a, struct ref *b);
+/* A text that only this ref has, or those that are known to equal it. Returns @key. */
+char *ref_key(struct ref *ref, char key[DIGEST_HEX_MAX]);
 
 /* ------------------------------------------------------------------ sources (source*.c) */
 
@@ -196,7 +205,16 @@ struct solver {
 	 * answer for a tag, and one set of credentials for a repository */
 	vec(struct solver_image) images;
 	vec(struct solver_registry) registries;
+	struct git_state *git; /* answers and checkouts (git_clone.c); NULL = none yet */
 };
+
+struct ref_text;
+/* ref://ID (refdb_load.c). */
+int refdb_resolve(struct solver *solver, const char *text, const struct ref_text *what,
+		  struct ref **out, struct err *err);
+/* A new reference to the registry of @name, which is made once; NULL without network. */
+int source_image_registry(struct solver *solver, const struct image_name *name,
+			  struct registry **out, struct err *err);
 
 struct image_root;
 /* What a definition may ask of an image beyond its name. */
@@ -218,6 +236,53 @@ int source_layout_resolve(struct solver *solver, const char *name, const char *d
 /* An image in an archive file that holds a layout, or what `docker save` writes. */
 int source_archive_resolve(struct solver *solver, const char *text, const struct ref_text *what,
 			   struct ref **out, struct err *err);
+
+/* --- texts of HTTP (httptext.c) --- */
+
+/* What a download is called: what was @said, else as @disposition (a Content-Disposition), else as
+ * the URL ends. Both may be NULL. Caller frees; NULL = no memory. */
+char *httptext_filename(const char *said, const char *disposition, const char *url);
+/* A date of a header, in any of its three forms, as Unix time. Errors: -EINVAL. */
+int httptext_date(int64_t *out, const char *text);
+#define HTTPTEXT_DATE_MAX 64
+char *httptext_date_text(int64_t t, char buf[HTTPTEXT_DATE_MAX]); /* returns @buf */
+
+/* --- sources of one file (source_file.c) --- */
+
+/* What was fetched under a name, by any process; texts may be NULL. */
+struct fetched {
+	struct digest digest; /* of content of the store */
+	uint64_t size;
+	char *etag, *last_modified, *disposition;
+};
+void fetched_deinit(struct fetched *f);
+static inline void fetched_deinit_scoped(struct fetched *f)
+{
+	fetched_deinit(f);
+}
+/* Its content is here, and stays until the process ends. -ENOENT: it was not fetched, or is lost. */
+int fetched_recall(struct solver *solver, const struct digest *key, struct fetched *out,
+		   struct err *err);
+int fetched_keep(struct solver *solver, const struct digest *key, const struct fetched *f,
+		 struct err *err);
+/* The ref of a folder with the one file @name, as the attributes http.perm, uid and gid want it. */
+int source_file(struct ref **out, const struct vertex *v, struct solver *solver, const char *name,
+		const struct fetched *content, int64_t mtime_s, struct err *err);
+/* A number as Go reads it with any base. A missing one is 0. */
+int source_number(int64_t *out, const struct vertex *v, const char *key, struct err *err);
+/* What comes after the scheme. */
+const char *source_rest(const struct vertex *v);
+
+/* What asking found out of a download: v->asked. */
+struct http_asked {
+	struct fetched content;
+	bool has_time;
+	int64_t mtime_s; /* Last-Modified; 0 = not known */
+};
+
+/* The folder that the command line gave for attribute oci.store. Errors: -EBADMSG, -ENOENT. */
+int source_layout_dir(const char **out, const struct vertex *v, const struct solver *solver,
+		      struct err *err);
 
 /* The document that a name leads to: an index or a manifest. */
 struct image_root {
@@ -269,6 +334,7 @@ struct llb_definition {
 		struct llb_bytes metadata;
 	} * metadata;
 	size_t n_metadata;
+	struct llb_bytes source; /* its source map */
 	void *impl;
 };
 int llb_definition_decode(struct llb_definition *out, const void *bytes, size_t n, struct err *err);
@@ -277,6 +343,26 @@ static inline void llb_definition_deinit_scoped(struct llb_definition *d)
 {
 	llb_definition_deinit(d);
 }
+
+/* A source map (llb_source.c). */
+struct llb_source {
+	char **files;
+	size_t n_files;
+	struct llb_source_vertex {
+		struct digest digest;
+		struct source_location *locations;
+		size_t n_locations;
+	} * vertices;
+	size_t n_vertices;
+	struct source_location *locations; /* of all vertices */
+	struct source_range *ranges;	   /* of all locations */
+};
+int llb_source_decode(struct llb_source *out, const struct llb_bytes *bytes, struct err *err);
+void llb_source_deinit(struct llb_source *source);
+
+/* Appends the protobuf of a definition that is JSON in one of its two forms (llb_json.c).
+ * Errors: -EBADMSG, with the vertex; -EFBIG. */
+int llb_json_encode(struct strbuf *out, const void *bytes, size_t n, struct err *err);
 
 struct llb_pair {
 	char *key, *value;
@@ -415,7 +501,7 @@ struct llb_op {
 	char *os_version;   /* NULL = none */
 	char **os_features; /* sorted, each once */
 	size_t n_os_features;
-	char **constraints;
+	char **constraints; /* filters of workers: here is one, and as in BuildKit it takes all */
 	size_t n_constraints;
 	char *label; /* display name; NULL where it is made of the inputs' (merge, diff) */
 	union {
@@ -451,13 +537,15 @@ struct llb_metadata {
 	bool has_export_cache, export_cache;
 	struct llb_pair *descriptions;
 	size_t n_descriptions;
-	char **caps; /* required capabilities */
+	char **caps; /* required capabilities, known or not */
 	size_t n_caps;
 	char *group_id, *group_name; /* progress group; NULL = none */
 	bool group_weak;
 };
 int llb_metadata_decode(struct llb_metadata *out, const struct llb_bytes *bytes, struct err *err);
 void llb_metadata_deinit(struct llb_metadata *m);
+/* Whether this program knows what capability @name means (llb_caps.c). */
+bool llb_cap_is_known(const char *name);
 
 /* ------------------------------------------------------------------ the graph (graph.c) */
 
@@ -474,13 +562,21 @@ struct op_ops {
 	 * the network. Called at most once a vertex, before both. */
 	int (*ask)(struct vertex *v, struct solver *solver, struct err *err);
 	void (*asked_free)(void *asked);
+	/* Sources: what @v is in a cache, after ask if that was allowed (cachekey_source.c).
+	 * Errors: -ENODATA the definition alone does not tell. */
+	int (*keys)(struct vertex_keys *keys, const struct vertex *v, const struct solver *solver,
+		    struct err *err);
 };
 extern const struct op_ops op_merge;
 extern const struct op_ops op_diff;
 extern const struct op_ops op_file;
 extern const struct op_ops source_local_op;
+extern const struct op_ops source_git_op;
 extern const struct op_ops source_image_op;
 extern const struct op_ops source_layout_op;
+extern const struct op_ops source_http_op;
+extern const struct op_ops source_image_blob_op;
+extern const struct op_ops source_layout_blob_op;
 /* What @v wants images to be for. */
 const struct platform *vertex_platform(const struct vertex *v, const struct solver *solver);
 /* @ref, or as many of its first layers as attribute @key says. New reference. */
@@ -498,6 +594,8 @@ struct vertex {
 	struct llb_op op;
 	struct llb_metadata metadata;
 	struct edge *inputs; /* op.n_inputs */
+	const struct source_location *locations; /* borrowed from the graph */
+	size_t n_locations;
 	char *name;
 	const struct op_ops *ops; /* NULL: cannot be solved */
 	size_t n_outputs;
@@ -542,6 +640,23 @@ void keys_platform(struct strbuf *json, const struct vertex *v, const struct sol
 int keys_exec(struct vertex_keys *keys, const struct vertex *v, const struct solver *solver,
 	      struct err *err);
 int keys_file(struct vertex_keys *keys, const struct vertex *v, struct err *err);
+/* What the key of a git source says, appended to @key (source_git.c). Errors: as keys_source. */
+int git_key(struct strbuf *key, const struct vertex *v, struct err *err);
 /* Errors: -ENODATA not known from the definition alone. */
 int keys_source(struct vertex_keys *keys, const struct vertex *v, const struct solver *solver,
 		struct err *err);
+/* op_ops.keys of sources */
+int keys_image(struct vertex_keys *keys, const struct vertex *v, const struct solver *solver,
+	       struct err *err);
+int keys_layout(struct vertex_keys *keys, const struct vertex *v, const struct solver *solver,
+		struct err *err);
+int keys_local(struct vertex_keys *keys, const struct vertex *v, const struct solver *solver,
+	       struct err *err);
+int keys_blob(struct vertex_keys *keys, const struct vertex *v, const struct solver *solver,
+	      struct err *err);
+int keys_git(struct vertex_keys *keys, const struct vertex *v, const struct solver *solver,
+	     struct err *err);
+int keys_http(struct vertex_keys *keys, const struct vertex *v, const struct solver *solver,
+	      struct err *err);
+/* The map of a source whose key is @key, which is cleared: the last part of an op_ops.keys. */
+int keys_add_source(struct vertex_keys *keys, struct strbuf *key, struct err *err);

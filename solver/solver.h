@@ -84,10 +84,11 @@ void ref_tree_layers_free(struct ref_tree_layer *layers, size_t n);
  * folders is copied into the store. Blocks. Errors: -ENOSPC, -ESTALE a host file was changed since it
  * was looked at, -EINVAL a live folder. */
 int ref_save(struct ref *ref, struct solver *solver, struct digest *id, struct err *err);
-/* True when @ref is kept; then *id names it. */
-bool ref_id(struct ref *ref, struct digest *id);
-/* Errors: -ENOENT it is not in the store, or something that it was made of is gone. */
+/* Touches no network. Errors: -ENOENT it is not in the store, or something that it was made of is
+ * gone; -EBADMSG the catalogue is damaged. */
 int ref_load(struct solver *solver, const struct digest *id, struct ref **out, struct err *err);
+/* Its id, once it was saved or when it was loaded; false before. */
+bool ref_id(struct ref *ref, struct digest *out);
 /* By a unique prefix of at least 6 hex digits. -ENOENT, -EEXIST ambiguous, -EINVAL. */
 int ref_find(struct solver *solver, const char *text, struct digest *id, struct err *err);
 
@@ -147,8 +148,10 @@ struct graph;
 struct vertex;
 /* Appends the bytes of the file @name, "-" = standard input. */
 int definition_read(struct strbuf *out, const char *name, struct err *err);
-/* @bytes are the protobuf. Errors: -EBADMSG with the vertex that is wrong, -ENOTSUP an op that
- * cannot be solved yet is found only when it is solved. */
+/* @bytes are the protobuf, or one of the JSON forms: the lines of `buildctl debug dump-llb`, the
+ * object of `docker buildx build --call=convertllb,format=json`. Errors: -EBADMSG with the vertex
+ * that is wrong, -ENOTSUP a required capability that is not known, -EFBIG. An op that cannot be
+ * solved yet is found only when it is solved. */
 int graph_load(struct graph **out, const void *bytes, size_t n, struct err *err);
 void graph_free(struct graph *g);
 define_scoped(struct graph *, graph_free);
@@ -164,6 +167,17 @@ const char *vertex_name(const struct vertex *v); /* display name */
 const char *vertex_op(const struct vertex *v); /* "source", "merge", "exec", … */
 size_t vertex_inputs(const struct vertex *v);
 void vertex_input(const struct vertex *v, size_t i, struct vertex **from, int *index);
+
+/* Where in the files that a definition was made from a vertex comes from. Numbers are as the
+ * definition has them: lines from 1, columns 0 where it does not tell. */
+struct source_location {
+	const char *file;
+	const struct source_range {
+		int line, column, end_line, end_column;
+	} * ranges;
+	size_t n_ranges;
+};
+size_t vertex_locations(const struct vertex *v, const struct source_location **out); /* borrowed */
 
 /* What happens to the vertices of a solve; all calls come from the thread that solves. A vertex is
  * STARTED once, when it is known to be needed, and ends as CACHED, DONE or FAILED, with any number of

@@ -15,6 +15,7 @@
 #include "blobstore/base.h"
 #include "blobstore/blobstore.h"
 #include "solver/cache-internal.h"
+#include "solver/git-internal.h"
 #include "solver/solver-internal.h"
 #include "solver/solver.h"
 
@@ -74,10 +75,36 @@ void solver_free(struct solver *solver)
 		registry_unref(solver->registries.items[i].registry);
 	}
 	vec_free(&solver->registries);
+	git_state_free(solver->git);
 	pthread_mutex_destroy(&solver->lock);
 	cache_imports_free(solver->imports);
 	solver->cache->ops->free(solver->cache);
 	free(solver);
+}
+
+/* ------------------------------------------------------------------ secrets */
+
+#define SECRET_MAX (500u << 10)
+
+int solver_secret(struct solver *solver, const char *id, struct strbuf *out, struct err *err)
+{
+	const struct solver_secret *secret = NULL;
+	for (size_t i = 0; i < solver->options.n_secrets; i++)
+		if (strcmp(solver->options.secrets[i].id, id) == 0)
+			secret = &solver->options.secrets[i];
+	if (!secret)
+		return err_set(err, -ENOENT,
+			       "no secret \"%s\" was given: say --secret id=%s,src=FILE", id, id);
+	const char *text = secret->file ? NULL : getenv(secret->env);
+	if (!secret->file && !text)
+		return err_set(err, -EINVAL, "secret \"%s\": no variable %s", id, secret->env);
+	int r = secret->file ? read_file(AT_FDCWD, secret->file, SECRET_MAX, out) : 0;
+	if (r < 0)
+		return err_set(err, r == -ENOENT ? -EINVAL : r, "secret \"%s\": %s: %s", id,
+			       secret->file, strerror(-r));
+	if (text)
+		strbuf_puts(out, text);
+	return out->failed ? no_memory(err) : 0;
 }
 
 /* ------------------------------------------------------------------ folders */
@@ -197,6 +224,7 @@ static const resolve_fn resolvers[] = {
 	[FORM_DOCKER_ARCHIVE] = source_archive_resolve,
 	[FORM_DIR] = resolve_dir,
 	[FORM_LLB] = resolve_llb,
+	[FORM_REF] = refdb_resolve,
 	[FORM_OTHER] = resolve_other,
 };
 

@@ -129,9 +129,8 @@ static int make_registry(struct solver *solver, const struct image_name *name,
 	return 0;
 }
 
-/* A new reference to the registry of @name, which is made once; NULL without network. */
-static int get_registry(struct solver *solver, const struct image_name *name, struct registry **out,
-			struct err *err)
+int source_image_registry(struct solver *solver, const struct image_name *name,
+			  struct registry **out, struct err *err)
 {
 	*out = NULL;
 	if (!solver->options.net)
@@ -239,7 +238,7 @@ int source_image_document(struct solver *solver, const struct image_name *name,
 			  struct origin *origin, struct image_root *root, struct err *err)
 {
 	struct registry *registry;
-	int r = get_registry(solver, name, &registry, err);
+	int r = source_image_registry(solver, name, &registry, err);
 	if (r < 0)
 		return r;
 	*origin = (struct origin){.store = solver->options.store, .registry = registry};
@@ -259,7 +258,7 @@ static int resolve_name(struct solver *solver, const char *text, const struct im
 			struct err *err)
 {
 	scoped(registry_unref) struct registry *registry = NULL;
-	int r = get_registry(solver, name, &registry, err);
+	int r = source_image_registry(solver, name, &registry, err);
 	if (r < 0)
 		return err_wrap(err, r, "%s", key);
 	const struct origin origin = {
@@ -373,4 +372,4 @@ static int run_image(const struct vertex *v, struct solver *solver, struct ref *
 	return r < 0 ? r : image_limit(&outputs[0], ref, v, "image.layerlimit", err);
 }
 
-const struct op_ops source_image_op = {.run = run_image};
+const struct op_ops source_image_op = {.run = run_image, .keys = keys_image};

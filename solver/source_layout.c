@@ -192,13 +192,22 @@ int source_layout_resolve(struct solver *solver, const char *name, const char *d
 	return image_from_root(out, name, &origin, &root, request->platform, err);
 }
 
-/* The folder that the command line gave for attribute oci.store. */
-static const char *layout_dir(const struct solver *solver, const char *name)
+int source_layout_dir(const char **out, const struct vertex *v, const struct solver *solver,
+		      struct err *err)
 {
+	const char *store = llb_source_attr(&v->op, "oci.store");
+	*out = NULL;
+	if (!store)
+		return err_set(err, -EBADMSG, "an oci-layout source without oci.store");
 	for (size_t i = 0; i < solver->options.n_layouts; i++)
-		if (strcmp(solver->options.layouts[i].name, name) == 0)
-			return solver->options.layouts[i].dir;
-	return NULL;
+		if (strcmp(solver->options.layouts[i].name, store) == 0)
+			*out = solver->options.layouts[i].dir;
+	if (!*out)
+		return err_set(err, -ENOENT,
+			       "no folder was given for the layout \"%s\": say "
+			       "--oci-layout %s=DIR",
+			       store, store);
+	return 0;
 }
 
 static int run_layout(const struct vertex *v, struct solver *solver, struct ref *const *inputs,
@@ -210,15 +219,10 @@ static int run_layout(const struct vertex *v, struct solver *solver, struct ref 
 	int r = image_name_parse(&name, identifier + strlen("oci-layout://"), err);
 	if (r < 0)
 		return r;
-	const char *store = llb_source_attr(&v->op, "oci.store");
-	const char *dir = store ? layout_dir(solver, store) : NULL;
-	if (!store)
-		return err_set(err, -EBADMSG, "an oci-layout source without oci.store");
-	if (!dir)
-		return err_set(err, -ENOENT,
-			       "no folder was given for the layout \"%s\": say "
-			       "--oci-layout %s=DIR",
-			       store, store);
+	const char *dir;
+	r = source_layout_dir(&dir, v, solver, err);
+	if (r < 0)
+		return r;
 	const struct image_request request = {.platform = vertex_platform(v, solver)};
 	scoped(ref_unref) struct ref *ref = NULL;
 	r = source_layout_resolve(solver, identifier, dir, name.tag, name.digest, &request, &ref,
@@ -226,4 +230,4 @@ static int run_layout(const struct vertex *v, struct solver *solver, struct ref 
 	return r < 0 ? r : image_limit(&outputs[0], ref, v, "oci.layerlimit", err);
 }
 
-const struct op_ops source_layout_op = {.run = run_layout};
+const struct op_ops source_layout_op = {.run = run_layout, .keys = keys_layout};

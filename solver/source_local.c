@@ -10,6 +10,13 @@
  *
  * Followed paths are more of what is wanted: each, and what the links on the way to it lead to, so
  * that a selected link does not dangle. They may hold wildcards.
+ *
+ * With local.metadatatransfer only the metadata of all that is in one file (local_stats.c), beside what
+ * matches local.metadatatransferexclude.
+ *
+ * Other attributes change nothing here: local.differ says how an earlier upload is compared with this
+ * one, local.sharedkeyhint and local.unique which earlier upload that is, and there are no
+ * uploads; local.session says whose folder it is, and is part of the key.
  */
 
 #include "blobstore/base.h"
@@ -185,21 +192,81 @@ static int copy_folder(struct edit *edit, struct tree *folder, const struct vert
 	return r;
 }
 
+/* What of @all is wanted nonetheless, by patterns. */
+static int copy_exceptions(struct edit *edit, struct tree *all, const struct vertex *v,
+			   struct err *err)
+{
+	scoped(texts_deinit) struct texts texts = {0};
+	scoped(match_patterns_free) struct match_patterns *wanted = NULL;
+	struct attr root;
+	int r = read_texts(&texts, v, "local.metadatatransferexclude", err);
+	if (r < 0 || texts.n == 0)
+		return r;
+	r = match_patterns_new(&wanted, (const char *const *)texts.items, texts.n, err);
+	if (r == 0)
+		r = tree_getattr(all, TREE_ROOT, &root, NULL, err);
+	if (r < 0)
+		return r;
+	struct file_env env = {.edit = edit, .source = all, .owner = {.is_set = true}};
+	struct copy copy = {
+		.env = &env, .include = wanted, .time_ns = -1, .prefix = "", .is_local = true};
+	r = copy_run(&copy, &root, TREE_ROOT, "", err);
+	copy_deinit(&copy);
+	return r;
+}
+
+/* Puts a tree that tells of *layer in its place. */
+static int leave_metadata(struct tree **layer, struct tree *folder, const struct vertex *v,
+			  const struct solver *solver, struct err *err)
+{
+	static const char name[] = LOCAL_STATS_NAME;
+	scoped(strbuf_free) struct strbuf stats = {0};
+	scoped(edit_free) struct edit *edit = NULL;
+	uint64_t node;
+	int r = local_stats(&stats, *layer, folder, err);
+	if (r == 0 && edit_new(&edit, NULL, &solver->now) < 0)
+		r = no_memory(err);
+	if (r == 0)
+		r = copy_exceptions(edit, *layer, v, err);
+	if (r == 0)
+		r = edit_child(edit, TREE_ROOT, name, strlen(name), &node, err);
+	if (r < 0)
+		return r;
+	if (node)
+		edit_remove(edit, TREE_ROOT, name, strlen(name));
+	const struct attr attr = {.type = NODE_FILE,
+				  .mode = 0644,
+				  .nlink = 1,
+				  .mtime_s = solver->now.tv_sec,
+				  .mtime_ns = (uint32_t)solver->now.tv_nsec};
+	const struct edit_what what = {
+		.attr = &attr, .data = stats.len ? stats.data : "", .len = stats.len};
+	r = edit_make(edit, TREE_ROOT, name, strlen(name), &what, &node, err);
+	if (r < 0)
+		return r;
+	*layer = tree_unref(*layer);
+	return edit_seal(layer, &edit, err);
+}
+
+static const char *find_folder(const struct solver *solver, const char *name)
+{
+	for (size_t i = 0; i < solver->options.n_locals; i++)
+		if (strcmp(solver->options.locals[i].name, name) == 0)
+			return solver->options.locals[i].dir;
+	return NULL;
+}
+
 static int run(const struct vertex *v, struct solver *solver, struct ref *const *inputs,
 	       struct ref **outputs, struct err *err)
 {
-	const char *name = v->op.source.identifier + strlen("local://"), *dir = NULL;
+	const char *name = v->op.source.identifier + strlen("local://");
+	const char *dir = find_folder(solver, name);
 	const char *metadata = llb_source_attr(&v->op, "local.metadatatransfer");
-	for (size_t i = 0; i < solver->options.n_locals; i++)
-		if (strcmp(solver->options.locals[i].name, name) == 0)
-			dir = solver->options.locals[i].dir;
 	if (!dir)
 		return err_set(err, -ENOENT,
 			       "no folder was given for the local source \"%s\": say "
 			       "--local %s=DIR",
 			       name, name);
-	if (metadata && strcmp(metadata, "true") == 0)
-		return err_set(err, -ENOTSUP, "local.metadatatransfer is not supported");
 	scoped(tree_unref) struct tree *folder = NULL, *layer = NULL;
 	scoped(edit_free) struct edit *edit = NULL;
 	/* The server of a mount works elsewhere. */
@@ -213,9 +280,11 @@ static int run(const struct vertex *v, struct solver *solver, struct ref *const 
 		r = copy_folder(edit, folder, v, err);
 	if (r == 0)
 		r = edit_seal(&layer, &edit, err);
+	if (r == 0 && metadata && strcmp(metadata, "true") == 0)
+		r = leave_metadata(&layer, folder, v, solver, err);
 	if (r < 0)
 		return err_wrap(err, r, "%s", dir);
 	return ref_made(&outputs[0], v->op.source.identifier, layer, err);
 }
 
-const struct op_ops source_local_op = {.run = run};
+const struct op_ops source_local_op = {.run = run, .keys = keys_local};

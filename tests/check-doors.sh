@@ -33,7 +33,10 @@ for folder in blobstore merge solver fs tools; do
 		case $path in
 		"$folder"/*) continue ;; # its own
 		llb.pb-c.h) # generated
-			[ "${where%%:*}" = solver/llb.c ] || complain "$where: only solver/llb.c may include $path"
+			case ${where%%:*} in
+			solver/llb.c | solver/llb_json.c | solver/llb_source.c) ;;
+			*) complain "$where: only solver/llb.c, llb_json.c and llb_source.c may include $path" ;;
+			esac
 			continue
 			;;
 		esac
@@ -62,8 +65,8 @@ library '(zlib|zstd|zstd_.*|isa-l.*|igzip_lib)\.h(/.*)?' 'blobstore/codec\.c'
 library 'isa-l/.*' 'blobstore/codec\.c'
 library 'openssl/.*' 'blobstore/digest\.c'
 library 'archive(_entry)?\.h' 'merge/tar\.c'
-library 'protobuf-c/.*' 'solver/llb\.c'
+library 'protobuf-c/.*' 'solver/llb(_json|_source)?\.c'
 library 'fuse.*\.h' 'fs/[a-z-]*\.[ch]'
-library 'jansson\.h' 'blobstore/(auth|credentials|registry)\.c|merge/toc_json\.c|solver/(image|cacheconfig)\.c|tools/[a-z_]*\.c'
+library 'jansson\.h' 'blobstore/(auth|credentials|registry)\.c|merge/toc_json\.c|solver/(image|llb_json|cacheconfig)\.c|tools/[a-z_]*\.c'
 
 exit $bad

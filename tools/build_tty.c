@@ -6,8 +6,8 @@
  * The cursor goes up by the lines drawn last, and each is overwritten. That holds only if no line
  * takes two rows, so lines are cut to the columns there are, wrapping is off while they are drawn
  * (in case a character is wider than is thought here), and the picture is never higher than the
- * terminal: when there is more, what runs is kept, and then what ended last. After a resize the next picture
- * may leave remains of the old one above it, but never touches what stood there before the build.
+ * terminal: when there is more, what runs is kept, and then what ended last. After a resize the
+ * next picture may leave remains of the old one above it.
  */
 
 #include "tools/build_progress.h"

@@ -207,6 +207,7 @@ static int build_run(struct build *b, struct err *err)
 		build_progress_free(b->progress);
 	}
 	ref_unref(b->ref);
+	graph_free(take(b->graph)); /* its refs, too, are of the store */
 	app_close(&b->app);
 	return r;
 }

@@ -109,6 +109,7 @@ void help_program(FILE *to)
 	      "  oci-archive://FILE[:TAG], docker-archive://FILE[:NAME:TAG]\n"
 	      "  ./DIR, ../DIR, /DIR, dir://DIR   a folder of this host\n"
 	      "  llb://FILE[#VERTEX[:INDEX]]      the result of a marshalled LLB definition\n"
+	      "  ref://ID                         a result kept in the store\n"
 	      "\nExample:\n  llbfs ls -l alpine:3.20 /etc\n",
 	      to);
 }
@@ -222,7 +223,11 @@ static void man_program(void)
 	     "this host\n"
 	     ".TP\n\\fIllb://FILE[#VERTEX[:INDEX]]\\fR\nthe result of a marshalled LLB definition, "
 	     "or of "
-	     "one vertex in it\n"
+	     "one vertex in it; FILE (\\- is standard input) may also be what \\fIbuildctl debug "
+	     "dump\\-llb\\fR or \\fIdocker buildx build "
+	     "\\-\\-call=convertllb,format=json\\fR prints\n"
+	     ".TP\n\\fIref://ID\\fR\na result kept in the store, by its ID or a unique prefix of "
+	     "it\n"
 	     ".PP\nSeveral inputs are merged with \\-\\-merge; words before the last \\-\\-merge "
 	     "are REFs, "
 	     "words after it paths.");

@@ -167,6 +167,8 @@ static int inspect_ref(struct strbuf *s, struct ref *ref, const char *kind, cons
 		[REF_TREE] = "tree",
 	};
 	scoped(free) char *line = NULL;
+	char hex[DIGEST_HEX_MAX];
+	struct digest id;
 	json_t *config;
 	int r = inspect_config(&config, ref, err);
 
@@ -174,6 +176,8 @@ static int inspect_ref(struct strbuf *s, struct ref *ref, const char *kind, cons
 		return r;
 	json_pair(s, "kind", kind ? kind : kinds[ref_kind(ref)]);
 	json_pair(s, "ref", text);
+	if (ref_id(ref, &id))
+		json_pair(s, "id", digest_hex(&id, hex));
 	inspect_platform(s, ref, config);
 	inspect_digest(s, "manifest", ref_manifest(ref));
 	json_key(s, "layers");
@@ -327,6 +331,28 @@ static int inspect_keys(struct strbuf *s, struct app *app, struct vertex *vertex
 	return 0;
 }
 
+/* The lines that the vertex was made from. */
+static void inspect_source(struct strbuf *s, const struct vertex *vertex)
+{
+	const struct source_location *at;
+	size_t n = vertex_locations(vertex, &at);
+
+	json_key(s, "source");
+	strbuf_putc(s, '[');
+	for (size_t i = 0; i < n; i++) {
+		inspect_open(s);
+		json_pair(s, "file", at[i].file);
+		json_key(s, "ranges");
+		strbuf_putc(s, '[');
+		for (size_t k = 0; k < at[i].n_ranges; k++)
+			strbuf_printf(s, "%s[%d,%d,%d,%d]", k ? "," : "", at[i].ranges[k].line,
+				      at[i].ranges[k].column, at[i].ranges[k].end_line,
+				      at[i].ranges[k].end_column);
+		strbuf_puts(s, "]}");
+	}
+	strbuf_putc(s, ']');
+}
+
 static int inspect_vertices(struct strbuf *s, struct app *app, struct graph *graph)
 {
 	bool may_ask = true;
@@ -353,6 +379,7 @@ static int inspect_vertices(struct strbuf *s, struct app *app, struct graph *gra
 				      digest_text(vertex_digest(from), digest), index);
 		}
 		strbuf_putc(s, ']');
+		inspect_source(s, vertex);
 		r = inspect_keys(s, app, vertex, &may_ask);
 		strbuf_putc(s, '}');
 	}

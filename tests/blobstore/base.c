@@ -96,6 +96,8 @@ static void an_error_keeps_its_cause_when_wrapped(void **state)
 	assert_string_equal(err.text, "the cause");
 	assert_int_equal(err_wrap(&err, -EIO, "layer %d", 7), -EIO);
 	assert_string_equal(err.text, "layer 7: the cause");
+	err_wrap(&err, -EIO, "a\x1b[1m\nname\x7f");
+	assert_string_equal(err.text, "a [1m name : layer 7: the cause");
 	memset(longer, 'x', sizeof(longer) - 1);
 	longer[sizeof(longer) - 1] = '\0';
 	err_wrap(&err, -EIO, "%s", longer);

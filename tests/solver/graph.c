@@ -309,7 +309,7 @@ static void refuses_what_is_no_definition(void **state)
 	expect_error(&def, -EBADMSG, "malformed");
 	strbuf_clear(&def);
 	strbuf_puts(&def, " \n{\"Op\":{}}");
-	expect_error(&def, -ENOTSUP, "JSON");
+	expect_error(&def, -EBADMSG, "vertex 1: want an object with Op and Digest");
 	strbuf_clear(&def);
 	pb_source(&def, "docker-image://a", NULL, NULL);
 	expect_error(&def, -EBADMSG, "empty");
@@ -417,11 +417,105 @@ static void refuses_digests_of_other_kinds(void **state)
 	strbuf_free(&input);
 }
 
-/* 300 kB of messages in messages: as a BuildOp's definition, a source map, and where no field is
- * known. */
+#define N_BAD_TEXTS 39
+
+/* Every kind of text in an op, and @bad in each of them in turn. */
+static void put_bad_text(struct strbuf *op, int i, const char *bad, size_t n)
+{
+	static const struct {
+		unsigned path[4]; /* fields, from the op's inwards; the last is the text */
+	} texts[] = {
+		{{10, 1}},	 {{10, 2}},	  {{10, 5}},	   {{11, 1}},	   {{2, 1, 1}},
+		{{2, 1, 2}},	 {{2, 1, 3}},	  {{2, 1, 4}},	   {{2, 1, 7}},	   {{2, 1, 10}},
+		{{2, 1, 5, 1}},	 {{2, 1, 6, 2}},  {{2, 1, 9, 1}},  {{2, 2, 2}},	   {{2, 2, 3}},
+		{{2, 2, 20, 1}}, {{2, 2, 21, 1}}, {{2, 2, 22, 1}}, {{2, 2, 23}},   {{2, 5, 1}},
+		{{2, 5, 2}},	 {{2, 6, 1}},	  {{4, 2, 4, 1}},  {{4, 2, 4, 2}}, {{4, 2, 4, 12}},
+		{{4, 2, 4, 13}}, {{4, 2, 4, 15}}, {{4, 2, 4, 16}}, {{4, 2, 5, 1}}, {{4, 2, 6, 1}},
+		{{4, 2, 7, 1}},	 {{4, 2, 8, 1}},  {{4, 2, 8, 2}},  {{5, 4, 1}},	   {{5, 4, 2}},
+		{{3, 1}},	 {{3, 2, 1}},	  {{3, 2, 2}},	   {{8, 1}},
+	};
+	assert_int_equal(countof(texts), N_BAD_TEXTS);
+	const unsigned *path = texts[i].path;
+	struct strbuf message = {0}, outer = {0};
+	size_t depth = 0;
+
+	while (depth < 4 && path[depth])
+		depth++;
+	if (path[0] == 10 && path[1] != 1)
+		pb_text(&message, 1, "amd64");
+	pb_bytes(&message, path[depth - 1], bad, n);
+	while (--depth > 0) {
+		pb_message(&outer, path[depth - 1], &message);
+		strbuf_add(&message, outer.data, outer.len);
+		strbuf_clear(&outer);
+	}
+	strbuf_add(op, message.data, message.len);
+	strbuf_free(&message);
+	strbuf_free(&outer);
+}
+
+static void refuses_bad_text_wherever_it_is(void **state)
+{
+	static const char *const bad[] = {"a\0b", "a\xff"
+						  "b"};
+	struct strbuf def = {0}, op = {0};
+
+	for (int i = 0; i < N_BAD_TEXTS * 2; i++) {
+		struct digest a = pb_source(&def, "docker-image://a", NULL, NULL);
+		pb_input(&op, &a, 0);
+		put_bad_text(&op, i / 2, bad[i % 2], 3);
+		struct digest d = pb_op(&def, &op);
+		pb_result(&def, &d, 0);
+		expect_error(&def, -EBADMSG, "not valid UTF-8");
+		strbuf_clear(&def);
+	}
+	strbuf_free(&def);
+	strbuf_free(&op);
+}
+
+/* What is said beside the ops, too. @field is of the definition, @path inwards. */
+static void expect_bad_aside(unsigned field, const char *says, const unsigned *path, size_t depth)
+{
+	struct strbuf def = {0}, entry = {0}, message = {0}, outer = {0};
+	struct digest d = pb_source(&def, "docker-image://a", NULL, NULL);
+	char text[DIGEST_TEXT_MAX];
+
+	pb_bytes(&message, path[--depth], "a\0b", 3);
+	for (; depth > 0; depth--) {
+		pb_message(&outer, path[depth - 1], &message);
+		strbuf_add(&message, outer.data, outer.len);
+		strbuf_clear(&outer);
+	}
+	if (field == 2) {
+		pb_text(&entry, 1, digest_text(&d, text));
+		pb_message(&entry, 2, &message);
+		pb_message(&def, 2, &entry);
+	} else {
+		pb_message(&def, field, &message);
+	}
+	pb_result(&def, &d, 0);
+	expect_error(&def, -EBADMSG, says);
+	strbuf_free(&def);
+	strbuf_free(&entry);
+	strbuf_free(&message);
+	strbuf_free(&outer);
+}
+
+static void refuses_bad_text_beside_the_ops(void **state)
+{
+	expect_bad_aside(2, "metadata of vertex", (const unsigned[]){2, 1}, 2);
+	expect_bad_aside(2, "metadata of vertex", (const unsigned[]){2, 2}, 2);
+	expect_bad_aside(2, "capability is not valid UTF-8", (const unsigned[]){5, 1}, 2);
+	expect_bad_aside(2, "progress group is not valid", (const unsigned[]){6, 1}, 2);
+	expect_bad_aside(3, "source map: file 0", (const unsigned[]){2, 1}, 2);
+}
+
+/* 300 kB of messages in messages: as a BuildOp's definition, in a source map and its files'
+ * definitions, in metadata, and where no field is known. */
 static void nested_messages_cost_no_stack(void **state)
 {
-	struct strbuf def = {0}, op = {0}, nested = {0}, build = {0};
+	struct strbuf def = {0}, op = {0}, nested = {0}, build = {0}, entry = {0};
+	char text[DIGEST_TEXT_MAX];
 
 	/* An open message says how long the rest is: five bytes each are enough. */
 	const int n = 60000;
@@ -438,16 +532,158 @@ static void nested_messages_cost_no_stack(void **state)
 	pb_text(&build, 1, "local://x");
 	pb_message(&op, 3, &build);
 	pb_op(&def, &op);
-	pb_bytes(&def, 3, nested.data, nested.len);
+	pb_bytes(&op, 3, nested.data, nested.len);
+	for (unsigned field = 2; field <= 5; field++) {
+		pb_text(&build, 1, "file");
+		pb_bytes(&build, field, nested.data, nested.len);
+		pb_message(&op, 2, &build);
+	}
+	pb_message(&def, 3, &op);
+	pb_text(&entry, 1, digest_text(&d, text));
+	pb_bytes(&entry, 2, nested.data, nested.len);
+	pb_message(&def, 2, &entry);
 	pb_result(&def, &d, 0);
 	struct graph *g = load(&def);
 	assert_int_equal(graph_count(g), 2);
 	assert_string_equal(vertex_op(graph_vertex(g, 0)), "build");
 	graph_free(g);
+	pb_bytes(&def, 3, "", 0);
+	pb_bytes(&def, 3, "\x0a\x7f", 2);
+	expect_error(&def, -EBADMSG, "source map: malformed");
+	scoped(free) void *zeros = calloc(1, 17 << 20);
+	assert_non_null(zeros);
+	pb_bytes(&def, 3, zeros, 17 << 20);
+	expect_error(&def, -EFBIG, "source map: larger than");
 	strbuf_free(&def);
 	strbuf_free(&op);
 	strbuf_free(&nested);
 	strbuf_free(&build);
+	strbuf_free(&entry);
+}
+
+static void unknown_capabilities_are_refused(void **state)
+{
+	static const struct {
+		const char *cap;
+		int code;
+	} caps[] = {
+		{"file.base", 0},
+		{"soruce.http.uidgid", 0},
+		{"exec.meta.base", 0},
+		{"source.policy.session", 0},
+		{"", -ENOTSUP},
+		{"file.basf", -ENOTSUP},
+		{"file.base.new", -ENOTSUP},
+	};
+	struct strbuf def = {0}, entry = {0}, meta = {0}, cap = {0};
+	char text[DIGEST_TEXT_MAX];
+
+	for (size_t i = 0; i < countof(caps) * 2; i++) {
+		struct graph *g = NULL;
+		struct err err = {0};
+		struct digest d = pb_source(&def, "docker-image://a", NULL, NULL);
+		pb_text(&cap, 1, caps[i / 2].cap);
+		pb_int(&cap, 2, i % 2); /* BuildKit looks at the name alone */
+		pb_message(&meta, 5, &cap);
+		pb_text(&entry, 1, digest_text(&d, text));
+		pb_message(&entry, 2, &meta);
+		pb_message(&def, 2, &entry);
+		pb_result(&def, &d, 0);
+		assert_int_equal(graph_load(&g, def.data, def.len, &err), caps[i / 2].code);
+		if (caps[i / 2].code) {
+			scoped(free) char *says =
+				str_printf("vertex %s (source) requires the capability \"%s\"",
+					   text, caps[i / 2].cap);
+			assert_non_null(strstr(err.text, says));
+		}
+		graph_free(g);
+		strbuf_clear(&def);
+	}
+	strbuf_free(&def);
+	strbuf_free(&entry);
+	strbuf_free(&meta);
+	strbuf_free(&cap);
+}
+
+static void a_vertex_knows_its_lines(void **state)
+{
+	struct graph *g = load_data("graph-location");
+	const struct source_location *at;
+
+	assert_int_equal(vertex_locations(graph_vertex(g, 0), &at), 1);
+	assert_string_equal(at->file, "Foofile");
+	assert_int_equal(at->n_ranges, 1);
+	assert_int_equal(at->ranges[0].line, 1);
+	assert_int_equal(at->ranges[0].column, 0);
+	assert_int_equal(at->ranges[0].end_line, 2);
+	assert_int_equal(at->ranges[0].end_column, 3);
+	graph_free(g);
+	g = load_data("merge-3");
+	assert_int_equal(vertex_locations(graph_vertex(g, 0), &at), 0);
+	graph_free(g);
+}
+
+static void put_position(struct strbuf *range, unsigned field, int line)
+{
+	struct strbuf position = {0};
+
+	pb_int(&position, 1, line);
+	pb_message(range, field, &position);
+	strbuf_free(&position);
+}
+
+static void put_location(struct strbuf *locations, int index, int line)
+{
+	struct strbuf location = {0}, range = {0};
+
+	pb_int(&location, 1, index);
+	put_position(&range, 1, line);
+	put_position(&range, 2, line + 1);
+	pb_message(&location, 2, &range);
+	pb_message(locations, 1, &location);
+	strbuf_free(&location);
+	strbuf_free(&range);
+}
+
+/* Files and vertices that are not there, lines below zero; and an error that has the line. */
+static void locations_that_lead_nowhere_are_left_out(void **state)
+{
+	struct strbuf def = {0}, op = {0}, source = {0}, entry = {0}, locations = {0};
+	static const int indexes[] = {-1, 1, INT32_MAX, INT32_MIN, 0, 0};
+	const struct source_location *at;
+	char text[DIGEST_TEXT_MAX];
+
+	pb_bytes(&op, 9, "new", 3);
+	struct digest d = pb_op(&def, &op);
+	pb_text(&entry, 1, "Dockerfile");
+	pb_message(&source, 2, &entry);
+	for (size_t i = 0; i < countof(indexes); i++)
+		put_location(&locations, indexes[i], i == 4 ? -7 : 12);
+	pb_text(&entry, 1, digest_text(&d, text));
+	pb_message(&entry, 2, &locations);
+	pb_message(&source, 1, &entry);
+	put_location(&locations, 0, 1);
+	pb_text(&entry, 1, "sha256:nonsense");
+	pb_message(&entry, 2, &locations);
+	pb_message(&source, 1, &entry);
+	pb_text(&entry, 1, "alone");
+	pb_message(&source, 1, &entry);
+	pb_message(&def, 3, &source);
+	pb_result(&def, &d, 0);
+	struct graph *g = load(&def);
+	assert_int_equal(vertex_locations(graph_vertex(g, 0), &at), 2);
+	assert_int_equal(at[0].n_ranges, 0);
+	assert_int_equal(at[1].n_ranges, 1);
+	struct ref *ref = NULL;
+	struct err err = {0};
+	assert_int_equal(graph_solve(g, NULL, graph_vertex(g, 0), 0, NULL, &ref, &err), -ENOTSUP);
+	assert_non_null(strstr(err.text, " (unknown, Dockerfile:12): "));
+	graph_free(g);
+	strbuf_free(&def);
+	strbuf_free(&op);
+	strbuf_free(&source);
+	strbuf_free(&entry);
+	strbuf_free(&locations);
 }
 
 static void an_unknown_op_is_loaded_and_not_solved(void **state)
@@ -520,7 +756,12 @@ int main(void)
 		cmocka_unit_test(refuses_indexes_out_of_range),
 		cmocka_unit_test(refuses_text_that_is_none),
 		cmocka_unit_test(refuses_digests_of_other_kinds),
+		cmocka_unit_test(refuses_bad_text_wherever_it_is),
+		cmocka_unit_test(refuses_bad_text_beside_the_ops),
 		cmocka_unit_test(nested_messages_cost_no_stack),
+		cmocka_unit_test(unknown_capabilities_are_refused),
+		cmocka_unit_test(a_vertex_knows_its_lines),
+		cmocka_unit_test(locations_that_lead_nowhere_are_left_out),
 		cmocka_unit_test(an_unknown_op_is_loaded_and_not_solved),
 		cmocka_unit_test(metadata_is_kept_by_vertex),
 	};

@@ -133,7 +133,8 @@ static void every_form_is_told_apart(void **state)
 	ref(".", (struct expected){FORM_DIR, "."});
 	ref("dir://a", (struct expected){FORM_DIR, "a"});
 	ref("./a://b", (struct expected){FORM_DIR, "./a://b"});
-	ref("ref://abc", (struct expected){FORM_OTHER, "ref"});
+	ref("ref://0123abcd", (struct expected){FORM_REF, "0123abcd"});
+	ref("ref://sha256:0123abcd", (struct expected){FORM_REF, "0123abcd"});
 	ref("cache://type=local,src=x#abc", (struct expected){FORM_OTHER, "cache"});
 }
 

@@ -644,7 +644,7 @@ static void a_source_that_is_wrong_says_so(void **state)
 		{"docker-image://a/B", NULL, NULL, "lower case", -EINVAL},
 		{"docker-image://a/b", "image.checksum", "sha256:1", "image.checksum", -EINVAL},
 		{"docker-image://a/b", NULL, NULL, "no network", -ENETUNREACH},
-		{"git://a/b", NULL, NULL, "git sources cannot be solved yet", -ENOTSUP},
+		{"git://a/b", "git.bundle", "x", "git.bundle is not supported", -ENOTSUP},
 	};
 
 	make_layout(f->layout, &(struct entry){"one", "amd64", TAG("v1")}, 1);

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Definitions of file operations, diffs and local sources, as the program shows their results."""
 import io
+import json
 import os
 import sys
 import tarfile
@@ -213,6 +214,93 @@ def test_an_archive_is_unpacked(solve, ctx):
                            "/u/up"]
     got = solve(src, file_op(copy("/passwd", "/u/", unpack=True), inputs=[src]))
     assert sorted(got) == ["/u", "/u/passwd"]
+
+
+def stats(data):
+    """The records of .fsutil-metadata: {path: {field: value}}."""
+    data, at, found = data.encode("latin-1"), 0, {}
+
+    def number():
+        nonlocal at
+        value = shift = 0
+        while True:
+            value |= (data[at] & 127) << shift
+            at, shift = at + 1, shift + 7
+            if data[at - 1] < 128:
+                return value
+
+    while at < len(data):
+        end = at + 4 + int.from_bytes(data[at:at + 4], "little")
+        at, record = at + 4, {}
+        while at < end:
+            key = number()
+            value = number()
+            if key & 7 == 2:
+                at, value = at + value, data[at:at + value]
+            record[key >> 3] = value
+        found[record.pop(1).decode()] = record
+    return found
+
+
+def test_local_metadata(solve, ctx):
+    os.chmod(ctx / "docs" / "two.txt", 0o4640)
+    os.utime(ctx / "passwd", ns=(0, TIME + 5))
+    (ctx / ".fsutil-metadata").write_text("not this")
+    os.mkfifo(ctx / "pipe")
+    got = solve(local(metadatatransfer="true"))
+    assert sorted(got) == ["/.fsutil-metadata"]
+    assert (got["/.fsutil-metadata"].mode, got["/.fsutil-metadata"].uid) == (0o644, 0)
+    told = stats(got["/.fsutil-metadata"].text)
+    assert [*told] == ["docs", "docs/hard.md", "docs/one.md", "docs/two.txt", "group", "link",
+                       "passwd", "pipe", "src", "src/lib", "src/lib/lib.go", "src/main.go"]
+    assert told["docs"][2] == 1 << 31 | 0o755 and 5 not in told["docs"]
+    assert told["docs/two.txt"][2] == 1 << 23 | 0o640
+    assert told["docs/one.md"][7] == b"docs/hard.md" and told["docs/one.md"][5] == 3
+    assert 7 not in told["docs/hard.md"]
+    assert told["link"][2] == 1 << 27 | 0o777 and told["link"][7] == b"docs/one.md"
+    assert told["pipe"][2] & 1 << 25
+    assert told["passwd"][6] == TIME + 5 and 3 not in told["passwd"]
+
+
+def test_local_metadata_exceptions(solve, ctx):
+    got = solve(local(metadatatransfer="true", excludepatterns='["docs"]',
+                      metadatatransferexclude='["src/**/*.go", "docs"]'))
+    assert sorted(got) == ["/.fsutil-metadata", "/src", "/src/lib", "/src/lib/lib.go",
+                           "/src/main.go"]
+    assert got["/src/lib/lib.go"].text == "lib"
+    assert "docs" not in stats(got["/.fsutil-metadata"].text)
+    assert "metadatatransferexclude" in solve(local(metadatatransfer="true",
+                                                    metadatatransferexclude="x"), code=6)
+    assert "/passwd" in solve(local(metadatatransfer="false", metadatatransferexclude='["x"]'))
+
+
+def test_local_attributes_of_uploads(solve):
+    """They are about transfers, of which there are none."""
+    plain = {p: m.text for p, m in solve(local()).items()}
+    for attrs in ({"differ": "none"}, {"differ": "metadata"}, {"sharedkeyhint": "ctx"},
+                  {"unique": "x"}, {"session": "abc"}, {"session": "prefix:abc"}):
+        assert {p: m.text for p, m in solve(local(**attrs)).items()} == plain
+
+
+def test_local_patterns(solve, ctx):
+    def left(*patterns):
+        return sorted(solve(local(excludepatterns=json.dumps(patterns))))
+
+    rest = ["/group", "/link", "/passwd"]
+    src = ["/src", "/src/lib", "/src/lib/lib.go", "/src/main.go"]
+    docs = ["/docs", "/docs/hard.md", "/docs/one.md", "/docs/two.txt"]
+    assert left("docs/", "src//") == left(" docs ", "src/.") == rest
+    assert left("*", "!src") == left("**", "!src/") == src
+    assert left("*", "!src", "src/lib") == ["/src", "/src/main.go"]
+    assert left("**", "!src/lib/lib.go") == ["/src", "/src/lib", "/src/lib/lib.go"]
+    assert left("src", "!src/lib", "src/lib/lib.go", "docs") == [*rest, "/src", "/src/lib"]
+    assert left("**/*.go", "docs") == [*rest, "/src", "/src/lib"]
+    assert left("**", "!**/*.go") == src
+    assert left("src", "docs", "! docs", "!/docs") == rest
+    assert left("!docs", "src") == sorted([*docs, *rest])
+    assert left("", " ", "src", "*.md") == sorted([*docs, *rest])
+    assert left("docs/[a-h]*", "src", "??????") == ["/docs", "/docs/one.md", "/docs/two.txt",
+                                                    "/group", "/link"]
 
 
 def test_local_sources(solve, llbfs, ctx):

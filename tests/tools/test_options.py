@@ -131,7 +131,6 @@ def test_bad_content_is_code_6(llbfs, tmp_path):
 
 
 @pytest.mark.parametrize("ref", [
-    "ref://0123456789",
     "cache://type=local,src=x#0123456789",
     "record://0123456789",
     "remote://x",
