@@ -546,8 +546,10 @@ static int step_load(struct solve *s, struct edge_state *e, struct err *err)
 	if (r < 0)
 		return r;
 	if (is_found(e) && !made(e)) {
-		solve_post(s, JOB_LOAD, e, 0);
-		return 0;
+		r = e->found_in == s->caches[0] ? 0 : edge_keep_below(s, e, err);
+		if (r == 0)
+			solve_post(s, JOB_LOAD, e, 0);
+		return r;
 	}
 	if (is_found(e)) {
 		e->vertex->was_cached = true;
