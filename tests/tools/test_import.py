@@ -120,6 +120,12 @@ def exec_op(image, *args):
         10, field(1, "amd64") + field(2, "linux"))
 
 
+def mkfile(path, on):
+    """@on: number of its input, as 64 bits"""
+    body = field(1, path) + field(2, 0o644) + field(3, "text")
+    return field(4, field(2, field(1, on) + field(2, (1 << 64) - 1) + field(5, body)))
+
+
 def layer_of(files):
     tar = io.BytesIO()
     with tarfile.open(fileobj=tar, mode="w") as t:
@@ -259,6 +265,23 @@ def test_a_hit_stays_in_the_store(llbfs, cache):
     assert llbfs("cat", f"llb://{cache.definition}", "/made") == b"by the command"
 
 
+def test_what_runs_on_a_hit_is_found_again(llbfs, cache):
+    image = source("docker-image://127.0.0.1:1/none:1@sha256:" + "1" * 64)
+    made = exec_op(image, "/bin/make", "it")
+    ops = [image, made]
+    for i in range(3):
+        ops.append(op_input(ops[-1]) + mkfile(f"/more{i}", 0))
+    cache.definition.write_bytes(definition(*ops))
+    cache.tag(cache.manifest())
+    option = ("--import-cache", f"type=local,src={cache.dir}")
+    cached, _ = build(llbfs, cache.definition, *option)
+    assert sorted(cached.values()) == [False, False, False, True, True]
+    # The cache is no longer asked.
+    cached, _ = build(llbfs, cache.definition)
+    assert list(cached.values()) == [True] * 5
+    assert llbfs("cat", f"llb://{cache.definition}", "/more2") == b"text"
+
+
 def test_the_newest_result_that_can_be_had(llbfs, cache):
     records = cache.records()
     records[1]["layers"] = [{"layer": 0, "createdAt": "2024-01-01T00:00:00Z"},
@@ -282,9 +305,7 @@ def test_without_layers_it_is_nothing(llbfs, cache):
 
 
 def mkfile_definition(path):
-    action = field(2, field(1, (1 << 64) - 1) + field(2, (1 << 64) - 1) + field(
-        5, field(1, "/f") + field(2, 0o644) + field(3, "text")))
-    path.write_bytes(definition(field(4, action)))
+    path.write_bytes(definition(mkfile("/f", (1 << 64) - 1)))
     return path
 
 
