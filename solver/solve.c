@@ -252,8 +252,8 @@ static int may_be_cached(const struct solve *s, struct vertex *v, struct err *er
 	return r;
 }
 
-/* All of what @target needs can be run, or was by somebody else: else nothing is asked of anybody
- * in vain. */
+/* All of what @target needs can be run, or may be in a cache: else nothing is asked of anybody in
+ * vain. What is then in no cache after all fails when it is to run. */
 static int check_needed(const struct solve *s, const struct vertex *target, struct err *err)
 {
 	scoped(free) uint8_t *needed = calloc(target->position + 1, 1);
@@ -264,11 +264,13 @@ static int check_needed(const struct solve *s, const struct vertex *target, stru
 		struct vertex *v = graph_vertex(s->graph, i);
 		if (!needed[i])
 			continue;
-		int r = v->ops ? 1 : may_be_cached(s, v, err);
-		if (r == 0)
+		int r = v->ops ? 0 : may_be_cached(s, v, err);
+		if (r == 0 && !v->ops)
 			r = vertex_cannot_run(v, err);
 		if (r < 0)
 			return vertex_error(v, r, err);
+		if (r == 1) /* and then what is below it is not needed */
+			continue;
 		for (size_t k = 0; k < v->op.n_inputs; k++)
 			needed[v->inputs[k].vertex->position] = 1;
 	}

@@ -345,6 +345,31 @@ def test_what_is_in_no_cache_is_refused_before_anything_is_asked(llbfs, cache):
         assert not registry.log
 
 
+def test_what_is_in_a_cache_for_other_inputs_is_refused_when_it_would_run(llbfs, cache):
+    below = mkfile("/f", (1 << 64) - 1)
+    cache.definition.write_bytes(definition(below, exec_op(below, "/bin/make", "it")))
+    cache.tag(cache.manifest())  # of the same command on an image
+    code, _, err = run(llbfs, "ls", f"llb://{cache.definition}", "--import-cache",
+                       f"type=local,src={cache.dir}")
+    assert code == 8 and "exec operations cannot be solved yet" in err
+
+
+def test_several_caches_are_asked_together(llbfs, cache):
+    cache.tag(cache.manifest())
+    # It has the image and no way from there.
+    other = f"type=local,src={DATA}/exec-chain3/local-max"
+    here = f"type=local,src={cache.dir}"
+    for options in ((other, here), (here, other)):
+        llbfs.env["LLBFS_ROOT"] += "x"
+        assert cache.is_hit(llbfs, *(word for o in options for word in ("--import-cache", o)))
+    # One that is missing is told, and the other one hit.
+    llbfs.env["LLBFS_ROOT"] += "x"
+    assert not cache.is_hit(llbfs, "--import-cache", "type=local,src=/nowhere", "--import-cache",
+                            here)
+    code, _, err = run(llbfs, "build", *(["--import-cache", here] * 16), str(cache.definition))
+    assert code == 2 and "more than 15" in err
+
+
 @pytest.mark.parametrize("value, reason", [
     ("type=registry", "needs ref="),
     ("type=local", "needs src="),
