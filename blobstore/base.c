@@ -59,6 +59,8 @@ int err_wrap(struct err *err, int code, const char *fmt, ...)
 	/* The cause is worth more than where it happened: it is the front that gets cut. */
 	size_t room = sizeof(err->text) - 3;
 	size_t n_after = strnlen(after, room);
+	if (n_after == room)
+		return err->code = code;
 	int n_before = (int)MIN(strlen(before), room - n_after);
 	snprintf(err->text, sizeof(err->text), "%.*s: %.*s", n_before, before, (int)n_after, after);
 	make_one_line(err->text);

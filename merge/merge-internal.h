@@ -167,6 +167,10 @@ struct prefix {
 struct union_tree {
 	struct tree tree;
 	bool is_raw;
+	size_t many; /* a folder with so many contributors is listed and then searched */
+	bool has_root; /* root and root_input are known; set by union_keep, constant from then on */
+	struct attr root;
+	struct input *root_input;
 	struct input *inputs;
 	size_t n_inputs;
 	struct prefix *made_up; /* sorted; number i has the id MADE_UP_FIRST + i */

@@ -313,6 +313,10 @@ struct union_input {
 int union_new(struct tree **out, const struct union_input *inputs, size_t n, bool is_raw,
 	      struct err *err);
 
+/* Says, before @t is used, that it will be looked into often, from many unions: its folders are listed
+ * once and then searched. @t must come from union_new, and have inputs that answer at once. */
+void union_keep(struct tree *t);
+
 /* ------------------------------------------------------------------ differences and tar */
 
 struct change {

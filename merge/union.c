@@ -55,6 +55,8 @@
 #include "merge/merge-internal.h"
 
 #define MADE_UP_MODE 0755
+#define MANY_CONTRIBUTORS 256
+#define MANY_WHEN_KEPT 16
 
 static struct union_tree *union_tree(struct tree *t)
 {
@@ -203,6 +205,11 @@ static int root_attr(struct union_tree *u, struct attr *out, struct input **in_o
 {
 	bool is_settled = false, is_live = false;
 
+	if (u->has_root) {
+		*out = u->root;
+		*in_out = u->root_input;
+		return 0;
+	}
 	union_made_up_attr(out, TREE_ROOT);
 	*in_out = NULL;
 	for (size_t i = u->n_inputs; i > 0; i--) {
@@ -540,6 +547,7 @@ int union_new(struct tree **out, const struct union_input *inputs, size_t n, boo
 		return -ENOMEM;
 	tree_init(&u->tree, &union_ops, 1, false);
 	u->is_raw = is_raw;
+	u->many = MANY_CONTRIBUTORS;
 	folder_cache_init(&u->cache);
 	int r = union_fill(u, inputs, n, err);
 	if (r < 0) {
@@ -548,6 +556,14 @@ int union_new(struct tree **out, const struct union_input *inputs, size_t n, boo
 	}
 	*out = &u->tree;
 	return 0;
+}
+
+void union_keep(struct tree *t)
+{
+	struct union_tree *u = union_tree(t);
+
+	u->many = MANY_WHEN_KEPT;
+	u->has_root = root_attr(u, &u->root, &u->root_input, NULL, NULL) == 0 && !u->root.is_live;
 }
 
 void union_origin(struct tree **t, uint64_t *id)

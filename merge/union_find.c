@@ -17,7 +17,6 @@
 
 /* From here on a folder is listed rather than its contributors asked one by one. Images have up to
  * 127 layers, whose lookups must not wait for layers that a name does not need. */
-#define MANY_CONTRIBUTORS 256
 /* How long something made of live inputs is used, at least. */
 #define LIVE_NS NS_PER_S
 /* ... and how many times as long as it took to make. */
@@ -366,7 +365,7 @@ static int list_make(struct union_tree *u, struct folder *f, struct folder_list 
 	uint64_t start_ns = now_ns();
 	int r = l ? 0 : -ENOMEM;
 
-	if (r == 0 && f->n_contributors >= MANY_CONTRIBUTORS)
+	if (r == 0 && f->n_contributors >= u->many)
 		r = await_many(u, f, wait, err);
 	for (; r == 0 && g.order < f->n_contributors; g.order++) {
 		const struct contributor *c = &f->contributors[g.order];
@@ -399,7 +398,7 @@ static struct folder_list *list_kept(struct union_tree *u, struct folder *f)
 {
 	scoped(folder_list_unref) struct folder_list *l = folder_cache_list(&u->cache, f);
 
-	if (l && f->is_live && (f->n_contributors < MANY_CONTRIBUTORS || !is_fresh(l)))
+	if (l && f->is_live && (f->n_contributors < u->many || !is_fresh(l)))
 		return NULL;
 	return take(l);
 }
@@ -436,7 +435,7 @@ static void probe_ready(struct tree_wait *wait)
 static int list_of_many(struct union_tree *u, struct folder *f, struct folder_list **out)
 {
 	*out = list_kept(u, f);
-	if (*out || f->n_contributors < MANY_CONTRIBUTORS)
+	if (*out || f->n_contributors < u->many)
 		return 0;
 	struct tree_wait *probe = calloc(1, sizeof(*probe));
 	if (!probe)

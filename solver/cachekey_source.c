@@ -256,6 +256,8 @@ int keys_http(struct vertex_keys *keys, const struct vertex *v, const struct sol
 			       "what a download without checksum is, is not known before");
 	int r = asked ? 0 : digest_parse(&digest, checksum, err);
 	if (r < 0)
+		err_wrap(err, r, "http.checksum");
+	if (r < 0)
 		return r;
 	scoped(free) char *name = httptext_filename(llb_source_attr(&v->op, "http.filename"),
 						    asked ? asked->content.disposition : NULL,

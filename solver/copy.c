@@ -86,7 +86,7 @@ static int copy_attr(const struct copy *c, const struct attr *from, struct attr 
 		return 0;
 	if (c->mode_text && *c->mode_text) {
 		if (file_mode(c->mode_text, out->type == NODE_DIR, out->mode, &out->mode) < 0)
-			return err_set(err, -EINVAL, "bad mode \"%s\"", c->mode_text);
+			return err_set(err, -EBADMSG, "bad mode \"%s\"", c->mode_text);
 	} else if (c->has_mode) {
 		out->mode = c->mode;
 	}
@@ -207,7 +207,7 @@ static int push_frame(struct copy *c, const struct attr *from, struct copy_frame
 static int leave_frame(struct copy *c, struct err *err)
 {
 	struct copy_frame *f = &c->frames.items[c->frames.n - 1];
-	bool keeps = f->is_kept && (f->is_top || c->include);
+	bool keeps = f->is_kept && (f->is_top || c->include || !f->is_wanted);
 	struct attr attr;
 	int r = 0;
 	if (f->to) {
@@ -279,6 +279,7 @@ static int enter(struct copy *c, const struct attr *from, size_t name_off, bool 
 		memcpy(f->in, in, match_patterns_count(c->include));
 	if (c->exclude)
 		memcpy(f->out, out, match_patterns_count(c->exclude));
+	f->is_wanted = wanted;
 	if (!wanted)
 		return 0;
 	copy_met(c, c->path.data);
@@ -344,7 +345,7 @@ static int copy_top(struct copy *c, const struct attr *from, uint64_t dir, const
 	if (r < 0)
 		return r;
 	f->to = to;
-	f->is_top = true;
+	f->is_top = f->is_wanted = true;
 	f->is_kept = is_kept;
 	copy_met(c, "");
 	return 0;

@@ -32,6 +32,8 @@ struct file_paths {
 };
 void file_paths_deinit(struct file_paths *paths);
 
+/* Appends the content of a file, which is not too large for that. */
+int file_read(struct tree *t, const struct attr *attr, struct strbuf *out, struct err *err);
 /* Puts a time of the wire (ns; -1 = now) into @attr. */
 void file_time(const struct file_env *env, int64_t time_ns, struct attr *attr);
 /* The folder (0 = not there) and the last name, borrowed, of a real path. */
@@ -46,7 +48,7 @@ void file_restore_times(struct file_env *env, const struct file_made *made, int6
 int file_wildcards(struct file_paths *out, struct tree *t, const char *pattern, bool follow,
 		   struct err *err);
 int file_copy(struct file_env *env, const struct llb_action *a, struct err *err);
-/* The mode that @text ("u=rwX,go-w", "0644") makes of @mode. Errors: -EINVAL. */
+/* The mode that @text ("u=rwX,go-w", "0644") makes of @mode (file_mode.c). Errors: -EINVAL. */
 int file_mode(const char *text, bool is_dir, uint32_t mode, uint32_t *out);
 
 /* Which node of an edit an inode with several names has become: a hash table. */
@@ -72,6 +74,7 @@ struct copy_frame {
 	uint64_t to;  /* folder of the edit; 0 = not made yet */
 	bool is_kept; /* was there before */
 	bool is_top;
+	bool is_wanted; /* itself, not only for what is in it */
 	size_t name_off, path_len; /* of its name in the path below the source, and of the path */
 	bool *in, *out;		   /* flags of its include and exclude patterns */
 	vec(struct copy_item) items;

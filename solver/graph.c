@@ -70,6 +70,8 @@ static const struct {
 	{OP_FILE, NULL, &op_file},
 	{OP_MERGE, NULL, &op_merge},
 	{OP_DIFF, NULL, &op_diff},
+	{OP_BUILD, NULL, &op_build},
+	{OP_PASSTHROUGH, NULL, &op_passthrough},
 };
 
 static const struct op_ops *op_ops_find(const struct llb_op *op)
@@ -114,7 +116,9 @@ static int vertex_load(struct vertex *v, const struct llb_bytes *bytes, struct e
 	if (r < 0)
 		return err_wrap(err, r, "vertex %s", digest_text(&v->digest, text));
 	v->ops = op_ops_find(&v->op);
-	v->n_outputs = v->op.kind == OP_FILE ? v->op.file.n_outputs : 1;
+	v->n_outputs = v->op.kind == OP_FILE	      ? v->op.file.n_outputs
+		       : v->op.kind == OP_PASSTHROUGH ? v->op.passthrough.n_outputs
+						      : 1;
 	if (v->op.kind == OP_EXEC)
 		for (size_t i = 0; i < v->op.exec.n_mounts; i++) {
 			int64_t output = v->op.exec.mounts[i].output;

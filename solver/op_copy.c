@@ -17,17 +17,6 @@
 #include "solver/solver-internal.h"
 #include "solver/solver.h"
 
-static bool has_wildcard(const char *name, size_t len)
-{
-	for (size_t i = 0; i < len; i++) {
-		if (name[i] == '\\')
-			i++;
-		else if (strchr("*?[", name[i]))
-			return true;
-	}
-	return false;
-}
-
 #define MODE_BITS 07777u
 
 static int no_memory(struct err *err)
@@ -42,100 +31,18 @@ void file_paths_deinit(struct file_paths *paths)
 	vec_free(&paths->items);
 }
 
-/* ------------------------------------------------------------------ modes */
-
-/* The bits that a list of permissions means, for user, group and others alike. */
-static uint32_t mode_perm(const char **text, bool is_dir, uint32_t mode)
-{
-	uint32_t bits = 0;
-	for (;; ++*text) {
-		switch (**text) {
-		case 'r':
-			bits |= 0444;
-			break;
-		case 'w':
-			bits |= 0222;
-			break;
-		case 'x':
-			bits |= 0111;
-			break;
-		case 'X':
-			bits |= is_dir || (mode & 0111) ? 0111 : 0;
-			break;
-		case 's':
-			bits |= 06000;
-			break;
-		case 't':
-			bits |= 01000;
-			break;
-		case 'u':
-			bits |= (mode >> 6 & 7) * 0111;
-			break;
-		case 'g':
-			bits |= (mode >> 3 & 7) * 0111;
-			break;
-		case 'o':
-			bits |= (mode & 7) * 0111;
-			break;
-		default:
-			return bits;
-		}
-	}
-}
-
-static int mode_clause(const char **text, bool is_dir, uint32_t *mode)
-{
-	uint32_t who = 0;
-	for (;; ++*text) {
-		if (**text == 'u')
-			who |= 04700;
-		else if (**text == 'g')
-			who |= 02070;
-		else if (**text == 'o')
-			who |= 01007;
-		else if (**text == 'a')
-			who |= MODE_BITS;
-		else
-			break;
-	}
-	if (!who)
-		who = MODE_BITS;
-	if (!**text || !strchr("+-=", **text))
-		return -EINVAL;
-	while (**text && strchr("+-=", **text)) {
-		char op = *(*text)++;
-		uint32_t bits = mode_perm(text, is_dir, *mode) & (who | 01000);
-		if (op == '+')
-			*mode |= bits;
-		else if (op == '-')
-			*mode &= ~bits;
-		else
-			*mode = (*mode & ~(who & (is_dir ? 01777u : MODE_BITS))) | bits;
-	}
-	return 0;
-}
-
-int file_mode(const char *text, bool is_dir, uint32_t mode, uint32_t *out)
-{
-	size_t digits = strspn(text, "01234567");
-	if (digits > 0 && digits <= 5 && !text[digits]) {
-		unsigned long number = strtoul(text, NULL, 8);
-		*out = (uint32_t)number & MODE_BITS;
-		return number > MODE_BITS ? -EINVAL : 0;
-	}
-	for (;;) {
-		int r = mode_clause(&text, is_dir, &mode);
-		if (r < 0 || (*text && *text != ','))
-			return -EINVAL;
-		if (!*text)
-			break;
-		text++;
-	}
-	*out = mode;
-	return 0;
-}
-
 /* ------------------------------------------------------------------ wildcards */
+
+static bool has_wildcard(const char *name, size_t len)
+{
+	for (size_t i = 0; i < len; i++) {
+		if (name[i] == '\\')
+			i++;
+		else if (strchr("*?[", name[i]))
+			return true;
+	}
+	return false;
+}
 
 struct wildcards {
 	struct file_paths *out;
@@ -405,7 +312,7 @@ static int job_init(struct copy_job *job, struct err *err)
 				       err);
 	if (r < 0)
 		return r;
-	job->parent_mode = has_mode ? (uint32_t)a->mode & MODE_BITS : 0755;
+	job->parent_mode = has_mode ? (uint32_t)a->mode & 0777 : 0755; /* mkdir sets no more */
 	job->copy = (struct copy){
 		.env = job->env,
 		.include = job->include,

@@ -102,7 +102,7 @@ static int result_tree(struct file_op *op, struct result *result, struct tree **
 
 /* ------------------------------------------------------------------ owners */
 
-static int read_whole(struct tree *t, const struct attr *attr, struct strbuf *out, struct err *err)
+int file_read(struct tree *t, const struct attr *attr, struct strbuf *out, struct err *err)
 {
 	scoped(free) char *bytes = malloc(attr->size + 1);
 	if (!bytes)
@@ -196,7 +196,7 @@ static int account_lookup(struct file_op *op, size_t action, const struct llb_ow
 		return err_set(op->err, -EBADMSG, "%s is no file of at most %u MiB", path,
 			       ACCOUNTS_MAX >> 20);
 	scoped(strbuf_free) struct strbuf text = {0};
-	r = read_whole(tree, &attr, &text, op->err);
+	r = file_read(tree, &attr, &text, op->err);
 	return r < 0 ? r : MIN(0, account_find(&text, user->name, first, second));
 }
 
@@ -359,6 +359,8 @@ static int run_mkfile(struct file_env *env, const struct llb_action *a, struct e
 	if (env->owner.is_set) {
 		attr.uid = env->owner.uid;
 		attr.gid = env->owner.gid;
+		/* What a kernel does when the owner of a file is set. */
+		attr.mode &= attr.mode & 010 ? ~06000u : ~04000u;
 	}
 	file_time(env, a->timestamp, &attr);
 	edit_set(env->edit, node, &attr);
@@ -393,7 +395,7 @@ static int remove_one(struct file_env *env, const char *path, bool allow_not_fou
 	if (!parent)
 		return no_memory(err);
 	if (!*name)
-		return err_set(err, -EINVAL, "cannot remove \"%s\"", path);
+		return err_set(err, -EBUSY, "cannot remove \"%s\"", path);
 	if (!allow_not_found) {
 		int r = edit_walk(env->edit, path, EDIT_FOLLOW_RELATIVE, &node, NULL, err);
 		if (r == 0 && !node)

@@ -35,6 +35,9 @@ struct ref {
 	/* REF_MERGE */
 	struct ref_part *parts;
 	size_t n_parts;
+	size_t n_made; /* of refs with one made layer over them that lead here, one after the other */
+	struct tree *skip;	/* guarded by lock: the last of these layers as one raw tree */
+	struct ref *skip_below; /* guarded by lock: what it lies on; a part of a part of ... this */
 
 	/* REF_DIR */
 	char *dir;

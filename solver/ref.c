@@ -31,6 +31,14 @@
 #define LARGE_DOCUMENT_MAX (64u << 20)
 /* The name of a merge is for people; a longer one says how many inputs there are. */
 #define MERGE_NAME_MAX 256
+/* File ops put a layer each on what is before them, in chains that have been seen 1,000 long. So that
+ * each looks at few layers, every SKIP_SHORT of them and every SKIP_LONG are made one tree. */
+#define SKIP_SHORT 64
+#define SKIP_LONG (64 * SKIP_SHORT)
+
+struct skip_inputs {
+	vec(struct union_input) items;
+};
 
 static int no_memory(struct err *err)
 {
@@ -79,6 +87,7 @@ static void ref_free(struct ref *ref)
 	for (size_t i = 0; i < ref->n_tree_layers; i++)
 		remote_unref(ref->tree_layers[i].remote);
 	free(ref->tree_layers);
+	tree_unref(ref->skip);
 	free(ref->name);
 	free(ref);
 }
@@ -571,6 +580,99 @@ static int add_part(struct ref *ref, const struct ref_part *part, struct err *er
 	return 0;
 }
 
+/* One made layer over something. */
+static bool is_plain_step(const struct ref *ref)
+{
+	const struct ref_part *p = ref->parts;
+	return ref->n_parts == 2 && p[1].ref->kind == REF_TREE && !p[0].trim && !p[0].add &&
+	       !p[1].trim && !p[1].add;
+}
+
+/* How many layers the skip of @ref has; 0 = it has none. */
+static size_t skip_span(const struct ref *ref)
+{
+	return ref->n_made == 0		       ? 0
+	       : ref->n_made % SKIP_LONG == 0  ? SKIP_LONG
+	       : ref->n_made % SKIP_SHORT == 0 ? SKIP_SHORT
+					       : 0;
+}
+
+static bool skip_known(struct ref *ref, struct tree **tree, struct ref **below)
+{
+	pthread_mutex_lock(&ref->lock);
+	*tree = tree_ref(ref->skip);
+	*below = ref->skip_below;
+	pthread_mutex_unlock(&ref->lock);
+	return *tree;
+}
+
+/* The layers of a skip, the top one first: single ones, and shorter skips that are known. */
+static int skip_collect(struct ref *ref, struct skip_inputs *inputs, struct ref **below,
+			struct err *err)
+{
+	size_t left = skip_span(ref);
+	while (left > 0) {
+		struct union_input *slot = vec_push(&inputs->items);
+		if (!slot)
+			return no_memory(err);
+		*slot = (struct union_input){0};
+		size_t span = left < skip_span(ref) ? 0 : skip_span(ref);
+		struct ref *next;
+		if (span != SKIP_SHORT || !skip_known(ref, &slot->tree, &next)) {
+			struct tree *made;
+			int r = ref_made_tree(ref->parts[1].ref, &made, err);
+			if (r < 0)
+				return r;
+			slot->tree = tree_ref(made);
+			next = ref->parts[0].ref;
+			span = 1;
+		}
+		left -= span;
+		ref = next;
+	}
+	*below = ref;
+	return 0;
+}
+
+static int skip_make(struct ref *ref, struct tree **out, struct ref **below, struct err *err)
+{
+	struct skip_inputs inputs = {0};
+	int r = skip_collect(ref, &inputs, below, err);
+	for (size_t i = 0, k = inputs.items.n; k > i + 1; i++) { /* unions take the lowest first */
+		struct union_input swap = inputs.items.items[i];
+		inputs.items.items[i] = inputs.items.items[--k];
+		inputs.items.items[k] = swap;
+	}
+	if (r == 0)
+		r = union_new(out, inputs.items.items, inputs.items.n, true, err);
+	if (r == 0)
+		union_keep(*out);
+	for (size_t i = 0; i < inputs.items.n; i++)
+		tree_unref(inputs.items.items[i].tree);
+	vec_free(&inputs.items);
+	return r;
+}
+
+int ref_skip(struct ref *ref, struct tree **out, struct ref **below, struct err *err)
+{
+	struct tree *made = NULL;
+	if (skip_span(ref) == 0)
+		return 0;
+	if (skip_known(ref, out, below))
+		return 1;
+	int r = skip_make(ref, &made, below, err);
+	if (r < 0)
+		return r;
+	pthread_mutex_lock(&ref->lock);
+	if (!ref->skip) { /* else another thread was faster */
+		ref->skip = tree_ref(made);
+		ref->skip_below = *below;
+	}
+	pthread_mutex_unlock(&ref->lock);
+	*out = made;
+	return 1;
+}
+
 int ref_merge(struct ref **out, const struct ref_part *parts, size_t n, struct err *err)
 {
 	scoped(free) char *name = merge_name(parts, n);
@@ -584,6 +686,8 @@ int ref_merge(struct ref **out, const struct ref_part *parts, size_t n, struct e
 	}
 	if (ref->n_parts == 0)
 		return ref_scratch(out, err);
+	if (is_plain_step(ref))
+		ref->n_made = ref->parts[0].ref->n_made + 1;
 	const struct ref_part *only = &ref->parts[0];
 	if (ref->n_parts == 1 && !only->trim && !only->add)
 		*out = ref_ref(only->ref);

@@ -21,6 +21,7 @@
 #include "blobstore/base.h"
 #include "blobstore/blobstore.h"
 #include "merge/merge.h"
+#include "solver/file-internal.h"
 #include "solver/solver-internal.h"
 #include "solver/solver.h"
 
@@ -115,6 +116,7 @@ struct flat {
 	unsigned height;       /* of trimmed parts that lie in this */
 	vec(struct todo) todo; /* a stack */
 	struct treemap seen;
+	struct copy_links seen_plain;	/* refs without add and trim, which are many */
 	vec(struct union_input) inputs; /* top first; trees are referenced, adds owned */
 };
 
@@ -132,6 +134,7 @@ static void flat_deinit(struct flat *f)
 	}
 	vec_free(&f->inputs);
 	treemap_deinit(&f->seen);
+	copy_links_clear(&f->seen_plain);
 }
 
 static void flat_deinit_scoped(struct flat *f)
@@ -150,6 +153,18 @@ static int is_first(struct flat *f, const char *what, const char *add, const cha
 	if (!key || !treemap_add(&f->seen, key, &is_new))
 		return -ENOMEM;
 	return is_new;
+}
+
+/* The same for a ref. */
+static int is_first_ref(struct flat *f, const struct todo *todo)
+{
+	uint64_t plain = (uintptr_t)todo->ref;
+	char key[DIGEST_HEX_MAX];
+	if (!todo->add && !todo->trim)
+		return copy_links_find(&f->seen_plain, plain)		  ? 0
+		       : copy_links_add(&f->seen_plain, plain, plain) < 0 ? -ENOMEM
+									  : 1;
+	return is_first(f, ref_key(todo->ref, key), todo->add, todo->trim);
 }
 
 static int add_input(struct flat *f, struct tree *tree, const char *add, const char *trim,
@@ -292,11 +307,27 @@ static int add_parts(struct flat *f, struct ref *ref, const char *add, struct er
 	return 0;
 }
 
+/* The parts of a merge; of one that is put nowhere, many layers at once. */
+static int add_merge(struct flat *f, struct ref *ref, const char *add, struct err *err)
+{
+	scoped(tree_unref) struct tree *skip = NULL;
+	struct ref *below;
+	int r = add ? 0 : ref_skip(ref, &skip, &below, err);
+	if (r == 0)
+		return add_parts(f, ref, add, err);
+	if (r > 0)
+		r = add_input(f, skip, NULL, NULL, err);
+	struct todo *todo = r < 0 ? NULL : vec_push(&f->todo);
+	if (!todo)
+		return r < 0 ? r : no_memory(err);
+	todo->ref = below;
+	return 0;
+}
+
 static int look_at(struct flat *f, const struct todo *todo, struct err *err)
 {
-	char key[DIGEST_HEX_MAX];
 	struct tree *made;
-	int r = is_first(f, ref_key(todo->ref, key), todo->add, todo->trim);
+	int r = is_first_ref(f, todo);
 	if (r <= 0)
 		return r < 0 ? no_memory(err) : 0;
 	if (todo->trim)
@@ -310,7 +341,7 @@ static int look_at(struct flat *f, const struct todo *todo, struct err *err)
 		r = ref_made_tree(todo->ref, &made, err);
 		return r < 0 ? r : add_input(f, made, todo->add, NULL, err);
 	case REF_MERGE:
-		return add_parts(f, todo->ref, todo->add, err);
+		return add_merge(f, todo->ref, todo->add, err);
 	case REF_SCRATCH:
 		break;
 	}

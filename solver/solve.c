@@ -236,14 +236,26 @@ void solve_free(struct solve *s)
 	free(s);
 }
 
+/* The solve of @g, which lasts as long as that. */
+static int get_solve(struct solve **out, struct graph *g, struct solver *solver, struct err *err)
+{
+	struct solve **slot = graph_solve_slot(g);
+	if (!*slot && solve_new(slot, g, solver) < 0)
+		return no_memory(err);
+	*out = *slot;
+	return 0;
+}
+
 /* May the result of @v, which cannot be run, be in some cache? 1 or 0. */
-static int may_be_cached(const struct solve *s, struct vertex *v, struct err *err)
+static int may_be_cached(struct graph *g, struct solver *solver, struct vertex *v,
+			 const struct solve_options *options, struct err *err)
 {
 	scoped(vertex_keys_deinit) struct vertex_keys keys = {0};
-	if ((s->options && s->options->no_cache) || v->metadata.ignore_cache ||
-	    vertex_keys(&keys, v, s->solver, false, NULL) < 0)
+	struct solve *s;
+	if ((options && options->no_cache) || v->metadata.ignore_cache ||
+	    vertex_keys(&keys, v, solver, false, NULL) < 0)
 		return 0;
-	int r = 0;
+	int r = get_solve(&s, g, solver, err);
 	for (size_t i = 0; i < keys.n_records && r == 0; i++)
 		for (size_t c = s->n_caches; c-- > 0 && r == 0;) /* those in memory first */
 			if (!keys.records[i].digest.is_random)
@@ -254,17 +266,18 @@ static int may_be_cached(const struct solve *s, struct vertex *v, struct err *er
 
 /* All of what @target needs can be run, or may be in a cache: else nothing is asked of anybody in
  * vain. What is then in no cache after all fails when it is to run. */
-static int check_needed(const struct solve *s, const struct vertex *target, struct err *err)
+static int check_needed(struct graph *g, struct solver *solver, const struct vertex *target,
+			const struct solve_options *options, struct err *err)
 {
 	scoped(free) uint8_t *needed = calloc(target->position + 1, 1);
 	if (!needed)
 		return no_memory(err);
 	needed[target->position] = 1;
 	for (size_t i = target->position + 1; i-- > 0;) {
-		struct vertex *v = graph_vertex(s->graph, i);
+		struct vertex *v = graph_vertex(g, i);
 		if (!needed[i])
 			continue;
-		int r = v->ops ? 0 : may_be_cached(s, v, err);
+		int r = v->ops ? 0 : may_be_cached(g, solver, v, options, err);
 		if (r == 0 && !v->ops)
 			r = vertex_cannot_run(v, err);
 		if (r < 0)
@@ -280,21 +293,19 @@ static int check_needed(const struct solve *s, const struct vertex *target, stru
 static int solve_edge(struct graph *g, struct solver *solver, struct vertex *vertex, int index,
 		      const struct solve_options *options, struct edge_state **out, struct err *err)
 {
-	struct solve **slot = graph_solve_slot(g);
-	if (!*slot && solve_new(slot, g, solver) < 0)
-		return no_memory(err);
-	(*slot)->options = options;
-	int r = check_needed(*slot, vertex, err);
-	if (r == 0 && edge_get(*slot, vertex, index, out) < 0)
-		r = no_memory(err);
-	if (r < 0) {
-		(*slot)->options = NULL;
+	struct solve *s;
+	int r = check_needed(g, solver, vertex, options, err);
+	if (r == 0)
+		r = get_solve(&s, g, solver, err);
+	if (r < 0)
 		return r;
-	}
-	edge_want(*slot, *out, LEVEL_COMPLETE, NULL);
-	solve_until(*slot, *out);
-	tell_rest(*slot);
-	(*slot)->options = NULL;
+	if (edge_get(s, vertex, index, out) < 0)
+		return no_memory(err);
+	s->options = options;
+	edge_want(s, *out, LEVEL_COMPLETE, NULL);
+	solve_until(s, *out);
+	tell_rest(s);
+	s->options = NULL;
 	const struct edge_state *e = *out;
 	if (e->failed)
 		return err_set(err, e->failed, "%s", err_text(e->err, e->failed));

@@ -178,6 +178,9 @@ int ref_made_tree(struct ref *ref, struct tree **out, struct err *err);
 bool ref_is_same(struct ref *a, struct ref *b);
 /* A text that only this ref has, or those that are known to equal it. Returns @key. */
 char *ref_key(struct ref *ref, char key[DIGEST_HEX_MAX]);
+/* Where many made layers lie on each other: some of the uppermost of @ref as one raw tree (referenced)
+ * and the ref that they lie on (borrowed). 1, or 0 when there is no such tree for @ref. */
+int ref_skip(struct ref *ref, struct tree **out, struct ref **below, struct err *err);
 
 /* ------------------------------------------------------------------ sources (source*.c) */
 
@@ -200,13 +203,20 @@ struct solver {
 	struct timespec now; /* the time of what a definition makes without one */
 	struct cache *cache; /* the store's own, of results */
 	struct cache_imports *imports; /* others, as the options have them */
+	_Atomic unsigned n_builds; /* definitions solved for build ops */
 	pthread_mutex_t lock;
 	/* guarded by lock: what was asked once is not asked again, so that one command has one
 	 * answer for a tag, and one set of credentials for a repository */
 	vec(struct solver_image) images;
 	vec(struct solver_registry) registries;
 	struct git_state *git; /* answers and checkouts (git_clone.c); NULL = none yet */
+	vec(const char *) entered;
+	pthread_cond_t left;
 };
+/* Between these two is one thread of a solver at a time for each @what, so that the second one finds
+ * the answer of the first. @what is borrowed until solver_leave. Errors: -ENOMEM. */
+int solver_enter(struct solver *solver, const char *what);
+void solver_leave(struct solver *solver, const char *what);
 
 struct ref_text;
 /* ref://ID (refdb_load.c). */
@@ -570,6 +580,8 @@ struct op_ops {
 extern const struct op_ops op_merge;
 extern const struct op_ops op_diff;
 extern const struct op_ops op_file;
+extern const struct op_ops op_passthrough;
+extern const struct op_ops op_build;
 extern const struct op_ops source_local_op;
 extern const struct op_ops source_git_op;
 extern const struct op_ops source_image_op;
@@ -599,6 +611,7 @@ struct vertex {
 	char *name;
 	const struct op_ops *ops; /* NULL: cannot be solved */
 	size_t n_outputs;
+	unsigned depth;	      /* how many build ops it is inside of */
 	void *asked;	      /* what op_ops.ask found out; NULL = not asked */
 	struct ref **outputs; /* once solved; n_outputs */
 };

@@ -55,6 +55,7 @@ int solver_new(struct solver **out, const struct solver_options *options, struct
 	solver->options = *options;
 	platform_normalize(&solver->options.platform);
 	pthread_mutex_init(&solver->lock, NULL);
+	pthread_cond_init(&solver->left, NULL);
 	clock_gettime(CLOCK_REALTIME, &solver->now);
 	*out = solver;
 	return 0;
@@ -76,10 +77,43 @@ void solver_free(struct solver *solver)
 	}
 	vec_free(&solver->registries);
 	git_state_free(solver->git);
+	vec_free(&solver->entered);
 	pthread_mutex_destroy(&solver->lock);
+	pthread_cond_destroy(&solver->left);
 	cache_imports_free(solver->imports);
 	solver->cache->ops->free(solver->cache);
 	free(solver);
+}
+
+/* ------------------------------------------------------------------ asking once */
+
+static size_t find_entered(const struct solver *solver, const char *what)
+{
+	size_t i = 0;
+	while (i < solver->entered.n && strcmp(solver->entered.items[i], what) != 0)
+		i++;
+	return i;
+}
+
+int solver_enter(struct solver *solver, const char *what)
+{
+	pthread_mutex_lock(&solver->lock);
+	while (find_entered(solver, what) < solver->entered.n)
+		pthread_cond_wait(&solver->left, &solver->lock);
+	const char **slot = vec_push(&solver->entered);
+	if (slot)
+		*slot = what;
+	pthread_mutex_unlock(&solver->lock);
+	return slot ? 0 : -ENOMEM;
+}
+
+void solver_leave(struct solver *solver, const char *what)
+{
+	pthread_mutex_lock(&solver->lock);
+	size_t i = find_entered(solver, what);
+	solver->entered.items[i] = solver->entered.items[--solver->entered.n];
+	pthread_cond_broadcast(&solver->left);
+	pthread_mutex_unlock(&solver->lock);
 }
 
 /* ------------------------------------------------------------------ secrets */

@@ -169,9 +169,8 @@ int git_key(struct strbuf *key, const struct vertex *v, struct err *err)
 	const char *mtime = llb_source_attr(&v->op, "git.mtime");
 	bool keeps = attr_is(v, "git.keepgitdir", "true"), is_all;
 	int r = parse_url(&url, v, err);
-	if (r == 0 && (llb_source_attr(&v->op, "git.bundle") ||
-		       llb_source_attr(&v->op, "git.checkoutbundle")))
-		r = err_set(err, -ENOTSUP, "a git bundle: its key is not known");
+	if (r == 0)
+		r = check_supported(v, err);
 	if (r == 0 && !asked)
 		r = read_asked(asked = &own, v, &url, err);
 	scoped(free) char *clean = r == 0 ? clean_subdir(url.subdir, &is_all) : NULL;
@@ -356,18 +355,22 @@ static int ask_remote(struct git_asked *out, struct solver *solver, const struct
 static int ask_once(struct git_asked *out, struct solver *solver, const struct vertex *v,
 		    const struct git_url *url, struct err *err)
 {
+	scoped(free) char *what = str_printf("git %s %s", url->remote, url->ref);
+	if (!what || solver_enter(solver, what) < 0)
+		return no_memory(err);
 	int r = git_recall(solver, url->remote, url->ref, out);
 	if (r < 0)
-		return no_memory(err);
+		no_memory(err);
 	if (r == 0) {
 		r = ask_remote(out, solver, v, url, err);
-		if (r < 0)
-			return r;
-		if (git_remember(solver, url->remote, url->ref, out) < 0) {
+		if (r == 0 && git_remember(solver, url->remote, url->ref, out) < 0) {
 			git_asked_deinit(out);
-			return no_memory(err);
+			r = no_memory(err);
 		}
 	}
+	solver_leave(solver, what);
+	if (r < 0)
+		return r;
 	const char *sum = llb_source_attr(&v->op, "git.checksum");
 	r = check_sum(sum ? sum : "", out, err);
 	if (r < 0)

@@ -320,14 +320,15 @@ int source_image_resolve(struct solver *solver, const char *text,
 	scoped(free) char *memo = str_printf("%s %s %s %d", key ? key : "",
 					     platform_text(request->platform, platform), checksum,
 					     request->prefer_store);
-	if (!key || !memo)
+	if (!key || !memo || solver_enter(solver, key) < 0)
 		return no_memory(err);
 	*out = known_image(solver, memo);
-	if (*out)
-		return 0;
-	r = resolve_name(solver, text, &name, key, request, out, err);
-	if (r == 0)
-		keep_image(solver, &memo, *out);
+	if (!*out) {
+		r = resolve_name(solver, text, &name, key, request, out, err);
+		if (r == 0)
+			keep_image(solver, &memo, *out);
+	}
+	solver_leave(solver, key);
 	return r;
 }
 

@@ -47,16 +47,18 @@ def mkfile(path, data=b"", mode=0o644, own=b"", **more):
                   + (field(4, own) if own else b"") + number(5, TIME), **more)
 
 
-def mkdir(path, mode=0o755, parents=False, **more):
-    return action(6, field(1, path) + number(2, mode) + number(3, parents) + number(5, TIME), **more)
+def mkdir(path, mode=0o755, parents=False, own=b"", **more):
+    return action(6, field(1, path) + number(2, mode) + number(3, parents)
+                  + (field(4, own) if own else b"") + number(5, TIME), **more)
 
 
 def rm(path, wildcard=False, missing_ok=False, **more):
     return action(7, field(1, path) + number(2, missing_ok) + number(3, wildcard), **more)
 
 
-def symlink(target, path, **more):
-    return action(8, field(1, target) + field(2, path) + number(4, TIME), **more)
+def symlink(target, path, own=b"", **more):
+    return action(8, field(1, target) + field(2, path) + (field(3, own) if own else b"")
+                  + number(4, TIME), **more)
 
 
 def copy(src, dest, own=b"", mode=-1, contents=False, unpack=False, wildcard=False, empty_ok=False,
@@ -131,7 +133,7 @@ def test_what_cannot_be_made_is_refused(solve):
     assert "not a folder" in solve(base, file_op(mkfile("/f/x", input=0), inputs=[base]), code=3)
     assert "exists" in solve(base, file_op(symlink("x", "/f", input=0), inputs=[base]), code=8)
     assert "rm /x" in solve(base, file_op(rm("/x", input=0), inputs=[base]), code=3)
-    assert "cannot remove" in solve(base, file_op(rm("/", input=0), inputs=[base]), code=2)
+    assert "cannot remove" in solve(base, file_op(rm("/", input=0), inputs=[base]), code=8)
     assert "output" in solve(file_op(mkfile("/f", output=1)), code=6)
     assert "neither an input" in solve(file_op(mkfile("/f", input=0)), code=6)
 
