@@ -131,6 +131,14 @@ int parse_size(const char *text, uint64_t *out);
 /* 1.5kB, 90.2MB: decimal units as docker prints. Returns @buf. */
 char *format_size(char buf[16], uint64_t bytes);
 
+/* --- CSV (csv.c) --- */
+/* Calls @fn for each field of @text, one CSV record as Go's encoding/csv reads it; stops when it
+ * fails. Errors: -EINVAL, naming @option; those of @fn. */
+typedef int (*csv_fn)(void *arg, const char *field, struct err *err);
+int csv_each(const char *option, const char *text, csv_fn fn, void *arg, struct err *err);
+/* What follows "KEY=" in @field, where KEY is @key in any case; else NULL. */
+const char *csv_value(const char *field, const char *key);
+
 /* --- vectors ---
  * struct { T *items; size_t n, cap; }; vec_push returns a pointer to the new zeroed item or NULL. */
 #define vec(T)                                                                                     \

@@ -43,6 +43,8 @@ struct cache_ops {
 	/* @selector may be NULL. */
 	int (*links)(struct cache *c, int64_t from, size_t input, const struct digest *record,
 		     const struct digest *selector, struct cache_keys *out, struct err *err);
+	/* Is there any key of that record, whatever leads to it? 1 or 0. */
+	int (*knows)(struct cache *c, const struct digest *record, struct err *err);
 	/* The newest result of a key that is not among @bad: 1, or 0 when there is none. */
 	int (*result)(struct cache *c, int64_t key, const struct digest *bad, size_t n_bad,
 		      struct cache_result *out, struct err *err);
@@ -104,3 +106,65 @@ void cache_files_flush(struct cache_files *files);
 
 /* SHA(@digest "@" @output): the record of a map, or with output -1 of content. */
 void cache_record_digest(struct digest *out, const struct digest *digest, int output);
+
+/* ------------------------------------------------------------------ what was exported (cacheconfig.c) */
+
+/* A cacheconfig document: all indexes are checked, and nothing runs in circles. */
+struct cacheconfig {
+	struct cacheconfig_layer {
+		bool has_blob;
+		struct digest blob;
+		ssize_t parent; /* -1 = none */
+	} * layers;
+	size_t n_layers;
+	struct cacheconfig_record {
+		struct digest digest;
+		size_t n_inputs; /* each has links */
+		struct cacheconfig_link {
+			size_t input, from; /* from: a record */
+			bool has_selector;
+			struct digest selector;
+		} * links;
+		size_t n_links;
+		struct cacheconfig_result {
+			int64_t created_ns; /* INT64_MIN: nobody knows */
+			ssize_t top;	    /* a layer, with its ancestors; -1 = the chain */
+			size_t *chain;	    /* layers, lowest first; may be none */
+			size_t n_chain;
+		} * results;
+		size_t n_results;
+	} * records;
+	size_t n_records;
+};
+/* Errors: -EBADMSG. */
+int cacheconfig_parse(struct cacheconfig *out, const void *bytes, size_t n, struct err *err);
+/* What the config of an image has inline; @layers are the image's. Errors: -ENOENT it has none,
+ * -EBADMSG. */
+int cacheconfig_parse_image(struct cacheconfig *out, const void *bytes, size_t n,
+			    const struct desc *layers, size_t n_layers, struct err *err);
+void cacheconfig_deinit(struct cacheconfig *config);
+static inline void cacheconfig_deinit_scoped(struct cacheconfig *config)
+{
+	cacheconfig_deinit(config);
+}
+
+/* A cache of such documents (cache_import.c): add them, then say done, then ask. Results are called
+ * @name and have their blobs from the remote of @origin. */
+int cache_import_new(struct cache **out, const char *name, const struct origin *origin,
+		     struct err *err);
+/* @descs: of the layers' blobs, in any order. @diff_ids: as many; NULL = as annotations say. */
+int cache_import_add(struct cache *c, const struct cacheconfig *config, const struct desc *descs,
+		     const struct digest *diff_ids, size_t n, struct err *err);
+int cache_import_done(struct cache *c, struct err *err);
+size_t cache_import_count(const struct cache *c); /* of records */
+
+/* The caches that the options name (import.c). */
+#define IMPORTS_MAX 15
+struct cache_imports;
+/* Errors: -EINVAL. */
+int cache_imports_new(struct cache_imports **out, const char *const *texts, size_t n,
+		      struct err *err);
+void cache_imports_free(struct cache_imports *imports);
+/* Fetches them, when this is the first call; adds at most IMPORTS_MAX, borrowed, to @caches. One that
+ * cannot be had is a warning. Blocks for the network. */
+void cache_imports_get(struct solver *solver, struct cache **caches, size_t *n_caches);

@@ -204,6 +204,33 @@ static int db_cache_load(struct cache *cache, struct solver *solver,
 	return ref_load(solver, &result->ref, out, err);
 }
 
+static int knows_locked(struct cache_db *c, const struct digest *record, struct err *err)
+{
+	struct db_stmt *s;
+	int r = db_prepare(c->db,
+			   "SELECT EXISTS (SELECT 1 FROM cache_keys WHERE record = ?1)"
+			   " OR EXISTS (SELECT 1 FROM cache_links WHERE record = ?1)",
+			   &s, err);
+	if (r < 0)
+		return r;
+	bind_digest(s, 1, record);
+	r = db_step(s, err);
+	if (r == 1) {
+		r = db_i64(s, 0) != 0;
+		db_reset(s);
+	}
+	return r;
+}
+
+static int db_cache_knows(struct cache *cache, const struct digest *record, struct err *err)
+{
+	struct cache_db *c = of(cache);
+	db_lock(c->db);
+	int r = knows_locked(c, record, err);
+	db_unlock(c->db);
+	return r;
+}
+
 static void db_cache_free(struct cache *cache)
 {
 	free(of(cache));
@@ -212,6 +239,7 @@ static void db_cache_free(struct cache *cache)
 static const struct cache_ops db_cache_ops = {
 	.root = db_cache_root,
 	.links = db_cache_links,
+	.knows = db_cache_knows,
 	.result = db_cache_result,
 	.load = db_cache_load,
 	.free = db_cache_free,

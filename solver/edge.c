@@ -527,13 +527,16 @@ static void complete(struct solve *s, struct edge_state *e, struct ref *ref)
 	rise(s, e, LEVEL_COMPLETE);
 }
 
-/* A way to the result that the store's cache did not know yet. Not more than a help for the next. */
-static void add_links(struct solve *s, struct edge_state *e)
+/* What the store's cache did not know yet: a result of another cache, or one more way to its own. Not
+ * more than a help for the next. */
+static void keep_loaded(struct solve *s, struct edge_state *e)
 {
 	struct err err = {0};
-	int r = edge_may_query(s, e) && e->lacks_links && e->query[0].n && e->vertex->n_deps
-			? edge_commit(s, e, NULL, &err)
-			: 0;
+	int r = 0;
+	if (e->found_in != s->caches[0])
+		r = edge_commit(s, e, e->ref, &err);
+	else if (e->lacks_links && e->query[0].n && e->vertex->n_deps)
+		r = edge_commit(s, e, NULL, &err);
 	if (r < 0)
 		log_warn("cannot keep a key: %s", err_text(&err, r));
 }
@@ -546,8 +549,10 @@ static int step_load(struct solve *s, struct edge_state *e, struct err *err)
 	if (r < 0)
 		return r;
 	if (is_found(e) && !made(e)) {
-		solve_post(s, JOB_LOAD, e, 0);
-		return 0;
+		r = e->found_in == s->caches[0] ? 0 : edge_keep_below(s, e, err);
+		if (r == 0)
+			solve_post(s, JOB_LOAD, e, 0);
+		return r;
 	}
 	if (is_found(e)) {
 		e->vertex->was_cached = true;
@@ -562,7 +567,7 @@ static int step_loaded(struct solve *s, struct edge_state *e, struct err *err)
 		for (size_t i = 0; i < e->query[0].n; i++)
 			if (cache_keys_add(&e->kept, e->query[0].items[i]) < 0)
 				return no_memory(err);
-		add_links(s, e);
+		keep_loaded(s, e);
 		solve_started(s, e->vertex);
 		if (!e->vertex->is_ended)
 			solve_event(s, e->vertex, SOLVE_CACHED, NULL);
@@ -581,6 +586,8 @@ static int step_loaded(struct solve *s, struct edge_state *e, struct err *err)
 
 static int step_inputs(struct solve *s, struct edge_state *e, struct err *err)
 {
+	if (!e->vertex->v->ops)
+		return vertex_cannot_run(e->vertex->v, err);
 	want_inputs(s, e, LEVEL_COMPLETE);
 	return 0;
 }

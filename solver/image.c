@@ -52,7 +52,7 @@ static const struct {
 	{"application/vnd.docker.distribution.manifest.v2+json", MANIFEST_IMAGE},
 };
 
-static bool is_layer_type(const char *type)
+bool image_layer_type_known(const char *type)
 {
 	for (size_t i = 0; i < countof(layer_types); i++)
 		if (strcmp(layer_types[i], type) == 0)
@@ -182,7 +182,7 @@ static int load_image(struct manifest *m, const json_t *json, struct err *err)
 		r = load_desc(layer, json_array_get(list, m->n_layers), err);
 		if (r == 0 && !layer->media_type)
 			r = err_set(err, -EBADMSG, "no media type");
-		else if (r == 0 && !is_layer_type(layer->media_type))
+		else if (r == 0 && !image_layer_type_known(layer->media_type))
 			r = err_set(err, -ENOTSUP, "\"%.200s\" is no layer of files",
 				    layer->media_type);
 		if (r < 0) {

@@ -28,6 +28,7 @@
 
 /* Manifests have this bound, and no config comes near. */
 #define DOCUMENT_MAX MANIFEST_MAX
+#define LARGE_DOCUMENT_MAX (64u << 20)
 /* The name of a merge is for people; a longer one says how many inputs there are. */
 #define MERGE_NAME_MAX 256
 /* File ops put a layer each on what is before them, in chains that have been seen 1,000 long. So that
@@ -224,38 +225,44 @@ static int read_registry(const struct origin *o, const struct desc *desc, bool i
 	return r;
 }
 
+static int recall(const struct origin *o, const struct digest *digest, size_t max,
+		  struct strbuf *body, struct err *err)
+{
+	struct err why = {0};
+	int r = store_get_blob(o->store, digest, max, body, &why);
+	return r < 0 && r != -ENOENT ? err_set(err, r, "%s", err_text(&why, r)) : r;
+}
+
 int origin_recall(const struct origin *o, const struct digest *digest, struct strbuf *body,
 		  struct err *err)
 {
-	struct err why = {0};
-	int r = store_get_blob(o->store, digest, DOCUMENT_MAX, body, &why);
-	return r < 0 && r != -ENOENT ? err_set(err, r, "%s", err_text(&why, r)) : r;
+	return recall(o, digest, DOCUMENT_MAX, body, err);
 }
 
 /* A document of a layout or an archive; when that is gone the store may still have it. */
 static int read_file_or_store(const struct origin *o, const struct desc *desc, struct strbuf *body,
-			      struct err *err)
+			      size_t max, struct err *err)
 {
 	struct err why = {0};
 	int r = read_local(o->remote, desc, body, &why);
-	if (r < 0 && origin_recall(o, &desc->digest, body, NULL) == 0)
+	if (r < 0 && recall(o, &desc->digest, max, body, NULL) == 0)
 		return 0;
 	return r < 0 ? err_set(err, r, "%s", err_text(&why, r)) : 0;
 }
 
-int origin_read(const struct origin *o, const struct desc *desc, bool is_manifest,
-		struct strbuf *body, struct err *err)
+static int read_document(const struct origin *o, const struct desc *desc, bool is_manifest,
+			 size_t max, struct strbuf *body, struct err *err)
 {
 	char text[DIGEST_TEXT_MAX];
 	const char *what = is_manifest ? "manifest" : "config";
 	int r;
 	digest_text(&desc->digest, text);
-	if (desc->size > DOCUMENT_MAX)
+	if (desc->size > max)
 		r = err_set(err, -EFBIG, "%llu bytes are too many", (unsigned long long)desc->size);
 	else if (o->remote && !o->registry)
-		r = read_file_or_store(o, desc, body, err);
+		r = read_file_or_store(o, desc, body, max, err);
 	else
-		r = origin_recall(o, &desc->digest, body, err);
+		r = recall(o, &desc->digest, max, body, err);
 	if (r == -ENOENT && o->registry)
 		r = read_registry(o, desc, is_manifest, body, err);
 	else if (r == -ENOENT && !o->remote)
@@ -263,6 +270,18 @@ int origin_read(const struct origin *o, const struct desc *desc, bool is_manifes
 	if (r == 0 && body->failed)
 		r = no_memory(err);
 	return r < 0 ? err_wrap(err, r, "%s %s", what, text) : 0;
+}
+
+int origin_read(const struct origin *o, const struct desc *desc, bool is_manifest,
+		struct strbuf *body, struct err *err)
+{
+	return read_document(o, desc, is_manifest, DOCUMENT_MAX, body, err);
+}
+
+int origin_read_large(const struct origin *o, const struct desc *desc, struct strbuf *body,
+		      struct err *err)
+{
+	return read_document(o, desc, false, LARGE_DOCUMENT_MAX, body, err);
 }
 
 /* ------------------------------------------------------------------ images */

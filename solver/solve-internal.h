@@ -74,6 +74,7 @@ struct edge_state {
 	struct err *err;
 	struct cache_keys *query; /* one for each cache: keys that it was found under */
 	struct cache_keys kept;	  /* keys in the store's own cache; set when complete */
+	bool has_key;		  /* its key was kept for the result of another edge */
 	bool *matched;		  /* one for each input: some key of it leads on */
 	bool lacks_links;	  /* a way to the result is not in the store's own cache yet */
 	struct cache_result found;
@@ -144,6 +145,9 @@ int edge_find_result(const struct solve *s, const struct edge_state *e,
 		     const struct cache_keys *keys, struct cache_result *out, struct cache **in,
 		     struct err *err);
 const struct digest *edge_record(const struct edge_state *e);
+/* Before a result of another cache is loaded: all that it is made of gets keys in the store's own
+ * cache, without results (edge_keep.c). */
+int edge_keep_below(struct solve *s, struct edge_state *e, struct err *err);
 
 /* --- work (solve_work.c): called on workers --- */
 void job_run(struct solve *s, struct job *job);

@@ -192,6 +192,8 @@ static void solve_until(struct solve *s, const struct edge_state *target)
 	}
 }
 
+static_assert(CACHES_MAX > IMPORTS_MAX, "room for all caches");
+
 static int solve_new(struct solve **out, struct graph *g, struct solver *solver)
 {
 	size_t n = graph_count(g);
@@ -201,6 +203,7 @@ static int solve_new(struct solve **out, struct graph *g, struct solver *solver)
 	s->graph = g;
 	s->solver = solver;
 	s->caches[s->n_caches++] = solver->cache;
+	cache_imports_get(solver, s->caches, &s->n_caches);
 	for (s->n_leaders = 16; s->n_leaders < 2 * n;)
 		s->n_leaders *= 2;
 	s->vertices = calloc(n + 1, sizeof(struct vertex_state *));
@@ -246,19 +249,54 @@ void solve_free(struct solve *s)
 	free(s);
 }
 
-/* All of what @target needs can be run: else nothing is asked of anybody in vain. */
-static int check_needed(struct graph *g, const struct vertex *target, struct err *err)
+/* The solve of @g, which lasts as long as that. */
+static int get_solve(struct solve **out, struct graph *g, struct solver *solver, struct err *err)
+{
+	struct solve **slot = graph_solve_slot(g);
+	if (!*slot && solve_new(slot, g, solver) < 0)
+		return no_memory(err);
+	*out = *slot;
+	return 0;
+}
+
+/* May the result of @v, which cannot be run, be in some cache? 1 or 0. */
+static int may_be_cached(struct graph *g, struct solver *solver, struct vertex *v,
+			 const struct solve_options *options, struct err *err)
+{
+	scoped(vertex_keys_deinit) struct vertex_keys keys = {0};
+	struct solve *s;
+	if ((options && options->no_cache) || v->metadata.ignore_cache ||
+	    vertex_keys(&keys, v, solver, false, NULL) < 0)
+		return 0;
+	int r = get_solve(&s, g, solver, err);
+	for (size_t i = 0; i < keys.n_records && r == 0; i++)
+		for (size_t c = s->n_caches; c-- > 0 && r == 0;) /* those in memory first */
+			if (!keys.records[i].digest.is_random)
+				r = s->caches[c]->ops->knows(
+					s->caches[c], &keys.records[i].digest.digest, err);
+	return r;
+}
+
+/* All of what @target needs can be run, or may be in a cache: else nothing is asked of anybody in
+ * vain. What is then in no cache after all fails when it is to run. */
+static int check_needed(struct graph *g, struct solver *solver, const struct vertex *target,
+			const struct solve_options *options, struct err *err)
 {
 	scoped(free) uint8_t *needed = calloc(target->position + 1, 1);
 	if (!needed)
 		return no_memory(err);
 	needed[target->position] = 1;
 	for (size_t i = target->position + 1; i-- > 0;) {
-		const struct vertex *v = graph_vertex(g, i);
+		struct vertex *v = graph_vertex(g, i);
 		if (!needed[i])
 			continue;
-		if (!v->ops)
-			return vertex_error(v, vertex_cannot_run(v, err), err);
+		int r = v->ops ? 0 : may_be_cached(g, solver, v, options, err);
+		if (r == 0 && !v->ops)
+			r = vertex_cannot_run(v, err);
+		if (r < 0)
+			return vertex_error(v, r, err);
+		if (r == 1) /* and then what is below it is not needed */
+			continue;
 		for (size_t k = 0; k < v->op.n_inputs; k++)
 			needed[v->inputs[k].vertex->position] = 1;
 	}
@@ -268,21 +306,20 @@ static int check_needed(struct graph *g, const struct vertex *target, struct err
 static int solve_edge(struct graph *g, struct solver *solver, struct vertex *vertex, int index,
 		      const struct solve_options *options, struct edge_state **out, struct err *err)
 {
-	struct solve **slot = graph_solve_slot(g);
-	int r = check_needed(g, vertex, err);
+	struct solve *s;
+	int r = check_needed(g, solver, vertex, options, err);
+	if (r == 0)
+		r = get_solve(&s, g, solver, err);
 	if (r < 0)
 		return r;
-	r = *slot ? 0 : solve_new(slot, g, solver);
-	if (r == 0)
-		r = edge_get(*slot, vertex, index, out);
-	if (r < 0)
+	if (edge_get(s, vertex, index, out) < 0)
 		return no_memory(err);
-	(*slot)->options = options;
-	edge_want(*slot, *out, LEVEL_COMPLETE, NULL);
-	solve_until(*slot, *out);
-	tell_rest(*slot);
-	tell_events(*slot);
-	(*slot)->options = NULL;
+	s->options = options;
+	edge_want(s, *out, LEVEL_COMPLETE, NULL);
+	solve_until(s, *out);
+	tell_rest(s);
+	tell_events(s);
+	s->options = NULL;
 	const struct edge_state *e = *out;
 	if (e->failed)
 		return err_set(err, e->failed, "%s", err_text(e->err, e->failed));

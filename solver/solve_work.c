@@ -36,19 +36,15 @@ static int job_keys(struct solve *s, struct job *job)
 
 /* ------------------------------------------------------------------ loading */
 
-/* A result of another cache becomes one of the store's. */
-static int adopt(struct solve *s, struct edge_state *e, struct ref *ref, struct err *err)
-{
-	return e->found_in == s->caches[0] ? 0 : edge_commit(s, e, ref, err);
-}
-
+/* A result of another cache becomes a ref of the store. */
 static int load(struct solve *s, struct edge_state *e, struct ref **out)
 {
 	struct err err = {0};
 	scoped(ref_unref) struct ref *ref = NULL;
+	struct digest id;
 	int r = e->found_in->ops->load(e->found_in, s->solver, &e->found, &ref, &err);
-	if (r == 0)
-		r = adopt(s, e, ref, &err);
+	if (r == 0 && e->found_in != s->caches[0])
+		r = ref_save(ref, s->solver, &id, &err);
 	if (r < 0) {
 		log_info("a result is not used: %s", err_text(&err, r));
 		if (e->found_in == s->caches[0])
@@ -165,6 +161,9 @@ static int look_again(struct solve *s, struct job *job)
 		r = edge_find_result(s, e, found, &e->found, &e->found_in, &job->err);
 	if (r == 1) {
 		r = load(s, e, &job->ref) == 0;
+		if (r == 1 &&
+		    e->found_in != s->caches[0]) /* all inputs are there, and stay as they are */
+			r = edge_commit(s, e, job->ref, &job->err) < 0 ? -EIO : 1;
 		for (size_t i = 0; i < found[0].n && r == 1; i++)
 			if (cache_keys_add(&e->kept, found[0].items[i]) < 0)
 				r = no_memory(&job->err);

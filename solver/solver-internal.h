@@ -57,6 +57,9 @@ static inline void manifest_deinit_scoped(struct manifest *m)
 int manifest_choose(const struct index_entry *entries, size_t n, const struct platform *want,
 		    const struct index_entry **out, struct err *err);
 
+/* Is it that of a layer of files? */
+bool image_layer_type_known(const char *media_type);
+
 struct image_config {
 	struct platform platform; /* normalized */
 	bool has_platform;
@@ -141,6 +144,10 @@ int origin_recall(const struct origin *o, const struct digest *digest, struct st
 int origin_read(const struct origin *o, const struct desc *desc, bool is_manifest,
 		struct strbuf *body, struct err *err);
 
+/* The same for one that may be larger than any of an image: of a build cache. */
+int origin_read_large(const struct origin *o, const struct desc *desc, struct strbuf *body,
+		      struct err *err);
+
 /* Puts a document that came from a registry into the store. */
 void origin_keep(const struct origin *o, const void *bytes, size_t n);
 
@@ -195,6 +202,7 @@ struct solver {
 		[SESSION_MAX]; /* names this solver in keys that must not be equal to another's */
 	struct timespec now; /* the time of what a definition makes without one */
 	struct cache *cache; /* the store's own, of results */
+	struct cache_imports *imports; /* others, as the options have them */
 	_Atomic unsigned n_builds; /* definitions solved for build ops */
 	pthread_mutex_t lock;
 	/* guarded by lock: what was asked once is not asked again, so that one command has one
@@ -218,12 +226,16 @@ int refdb_resolve(struct solver *solver, const char *text, const struct ref_text
 int source_image_registry(struct solver *solver, const struct image_name *name,
 			  struct registry **out, struct err *err);
 
+struct image_root;
 /* What a definition may ask of an image beyond its name. */
 struct image_request {
 	const struct platform *platform;
 	bool prefer_store;	       /* what the tag meant last will do */
 	const struct digest *checksum; /* what the name must mean; NULL = anything */
 };
+/* What a name leads to in its registry, now; @origin is where. */
+int source_image_document(struct solver *solver, const struct image_name *name,
+			  struct origin *origin, struct image_root *root, struct err *err);
 /* An image by its name, in a registry. */
 int source_image_resolve(struct solver *solver, const char *text,
 			 const struct image_request *request, struct ref **out, struct err *err);

@@ -116,6 +116,10 @@ struct solver_options {
 		const char *file, *env; /* one of them is set */
 	} *secrets;
 	size_t n_secrets;
+	/* --import-cache, as they were typed: caches that definitions are solved with, fetched when
+	 * the first one is. */
+	const char *const *import_caches;
+	size_t n_import_caches;
 };
 int solver_new(struct solver **out, const struct solver_options *options, struct err *err);
 void solver_free(struct solver *solver);

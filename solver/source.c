@@ -43,8 +43,12 @@ int solver_new(struct solver **out, const struct solver_options *options, struct
 		return no_memory(err);
 	int r = make_session(solver->session, err);
 	if (r == 0)
+		r = cache_imports_new(&solver->imports, options->import_caches,
+				      options->n_import_caches, err);
+	if (r == 0)
 		r = cache_db_new(&solver->cache, options->store, err);
 	if (r < 0) {
+		cache_imports_free(solver->imports);
 		free(solver);
 		return r;
 	}
@@ -76,6 +80,7 @@ void solver_free(struct solver *solver)
 	vec_free(&solver->entered);
 	pthread_mutex_destroy(&solver->lock);
 	pthread_cond_destroy(&solver->left);
+	cache_imports_free(solver->imports);
 	solver->cache->ops->free(solver->cache);
 	free(solver);
 }

@@ -234,6 +234,25 @@ static int root_by_tag(struct image_root *root, const struct solver *solver,
 	return 0;
 }
 
+int source_image_document(struct solver *solver, const struct image_name *name,
+			  struct origin *origin, struct image_root *root, struct err *err)
+{
+	struct registry *registry;
+	int r = source_image_registry(solver, name, &registry, err);
+	if (r < 0)
+		return r;
+	*origin = (struct origin){.store = solver->options.store, .registry = registry};
+	if (registry)
+		origin->remote = remote_ref(registry_remote(registry));
+	if (name->digest)
+		r = root_by_digest(root, origin, name->digest, err);
+	else
+		r = root_ask(root, origin, name->tag, err);
+	if (r == 0)
+		root_keep(root, origin, NULL);
+	return r;
+}
+
 static int resolve_name(struct solver *solver, const char *text, const struct image_name *name,
 			const char *key, const struct image_request *request, struct ref **out,
 			struct err *err)

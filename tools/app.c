@@ -86,6 +86,8 @@ static int app_solver(struct app *app, const struct options *o, struct err *err)
 	options.n_locals = app->n_locals;
 	options.secrets = app->secrets;
 	options.n_secrets = app->n_secrets;
+	options.import_caches = o->import_caches.items;
+	options.n_import_caches = o->import_caches.n;
 	if (o->platform) {
 		r = platform_parse(&options.platform, o->platform, err);
 		if (r < 0)

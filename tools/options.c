@@ -59,6 +59,9 @@ const struct option_spec option_specs[] = {
 	{"secret", 0, OPTION_LIST, FIELD(secrets), "id=ID[,src=FILE|env=VAR]", NULL,
 	 "what sources of an LLB definition may need to log in; default the variable or file ID",
 	 FOR_REF | FOR_BUILD},
+	{"import-cache", 0, OPTION_LIST, FIELD(import_caches), "CSV", NULL,
+	 "a cache to solve with: type=registry,ref=NAME or type=local,src=DIR[,tag=T][,digest=D]",
+	 FOR_REF | FOR_BUILD},
 	{"output", 'o', OPTION_LIST, FIELD(outputs), "CSV", NULL,
 	 "where the result goes: type=local|tar|mount,dest=PATH; repeatable", FOR_BUILD},
 	{"no-cache", 0, OPTION_FLAG, FIELD(no_cache), NULL, NULL,
@@ -240,6 +243,7 @@ void options_deinit(struct options *o)
 	vec_free(&o->exclude);
 	vec_free(&o->locals);
 	vec_free(&o->secrets);
+	vec_free(&o->import_caches);
 	vec_free(&o->outputs);
 	vec_free(&o->words);
 }

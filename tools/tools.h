@@ -96,7 +96,7 @@ struct options {
 	struct texts layouts;	       /* each --oci-layout */
 	struct texts include, exclude; /* patterns */
 	struct texts locals;	       /* each --local */
-	struct texts secrets, outputs; /* each --secret, --output */
+	struct texts secrets, outputs, import_caches; /* each --secret, --output, --import-cache */
 	bool no_cache;
 	const char *metadata_file, *iidfile;
 	struct words words;
@@ -241,13 +241,6 @@ struct split {
 };
 int words_split(struct split *out, const struct options *o, size_t min_paths, size_t max_paths,
 		struct err *err);
-
-/* Calls @fn for each field of @text, one CSV record as Go's encoding/csv reads it; stops when it
- * fails. Errors: -EINVAL, naming @option; those of @fn. */
-typedef int (*csv_fn)(void *arg, const char *field, struct err *err);
-int csv_each(const char *option, const char *text, csv_fn fn, void *arg, struct err *err);
-/* What follows "KEY=" in @field, where KEY is @key in any case; else NULL. */
-const char *csv_value(const char *field, const char *key);
 
 /* One --secret argument: id=ID[,src=FILE|,env=VAR]; with neither the variable called ID, if there
  * is one, else the file. Strings of @out are owned. Errors: -EINVAL, -ENOENT there is no such file. */

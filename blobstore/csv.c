@@ -6,7 +6,9 @@
  * standing for one; a quote anywhere else is an error.
  */
 
-#include "tools/tools.h"
+#include "blobstore/base.h"
+
+#include <strings.h>
 
 /* Reads one field of @p into @field; returns what follows it, NULL when it is malformed. */
 static const char *csv_field(const char *p, struct strbuf *field)
