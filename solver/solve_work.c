@@ -161,9 +161,11 @@ static int look_again(struct solve *s, struct job *job)
 		r = edge_find_result(s, e, found, &e->found, &e->found_in, &job->err);
 	if (r == 1) {
 		r = load(s, e, &job->ref) == 0;
-		if (r == 1 &&
-		    e->found_in != s->caches[0]) /* all inputs are there, and stay as they are */
-			r = edge_commit(s, e, job->ref, &job->err) < 0 ? -EIO : 1;
+		/* All inputs are there, and stay as they are. */
+		int kept = r == 1 && e->found_in != s->caches[0]
+				   ? edge_commit(s, e, job->ref, &job->err)
+				   : 0;
+		r = kept < 0 ? kept : r;
 		for (size_t i = 0; i < found[0].n && r == 1; i++)
 			if (cache_keys_add(&e->kept, found[0].items[i]) < 0)
 				r = no_memory(&job->err);
