@@ -42,7 +42,7 @@ struct graph {
 	/* digest -> vertex: open addressing, a power of two, at most half full */
 	struct vertex **table;
 	size_t table_size;
-	size_t names_len; /* of composed names */
+	size_t names_len;    /* of composed names */
 	struct solve *solve; /* NULL until something was solved */
 };
 
@@ -531,6 +531,24 @@ size_t vertex_locations(const struct vertex *v, const struct source_location **o
 {
 	*out = v->locations;
 	return v->n_locations;
+}
+
+static bool has_layer(const struct ref *ref, const struct digest *layer)
+{
+	const struct ref_layer *layers;
+	size_t n = ref && ref_kind(ref) == REF_IMAGE ? ref_layers(ref, &layers) : 0;
+	while (n > 0 && !digest_equal(&layers[n - 1].desc.digest, layer))
+		n--;
+	return n > 0;
+}
+
+struct vertex *graph_layer_vertex(struct graph *g, const struct digest *layer)
+{
+	for (size_t i = 0; i < g->n_vertices; i++)
+		for (size_t k = 0; g->vertices[i].outputs && k < g->vertices[i].n_outputs; k++)
+			if (has_layer(g->vertices[i].outputs[k], layer))
+				return &g->vertices[i];
+	return NULL;
 }
 
 /* ------------------------------------------------------------------ running */

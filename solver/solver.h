@@ -211,6 +211,8 @@ struct solve_options {
 /* Solves one edge into a ref; only what it needs. @options may be NULL. */
 int graph_solve(struct graph *g, struct solver *solver, struct vertex *vertex, int index,
 		const struct solve_options *options, struct ref **out, struct err *err);
+/* The first vertex whose result, as far as it was solved, has the layer; NULL = none. */
+struct vertex *graph_layer_vertex(struct graph *g, const struct digest *layer);
 /* The digest of what @v takes of the content of an input, which is solved for that.
  * Errors: -ENODATA only the definition of that input counts; those of graph_solve. */
 int vertex_content_key(struct graph *g, struct solver *solver, struct vertex *v, size_t input,

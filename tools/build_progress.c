@@ -191,12 +191,24 @@ void build_progress_output(struct build_progress *p, const char *name)
 	pthread_mutex_unlock(&p->lock);
 }
 
-void build_progress_watch(struct build_progress *p, const struct ref_tree_layer *layers, size_t n)
+/* What shows the progress of a layer: the vertex that made it, where that is known (of a result from a
+ * cache it is not), else the output. */
+static size_t bp_maker(const struct build_progress *p, const struct ref_tree_layer *layer)
 {
-	pthread_mutex_lock(&p->lock);
-	p->layers = layers;
-	p->n_layers = n;
-	pthread_mutex_unlock(&p->lock);
+	struct vertex *v = graph_layer_vertex(p->graph, &layer->layer->desc.digest);
+	size_t index;
+
+	return v && idmap_get(&p->by_vertex, (uintptr_t)v, &index) ? index : p->vertices.n - 1;
+}
+
+static bool bp_has_status(const struct build_progress *p, size_t index, const char *id)
+{
+	const struct bp_vertex *v = &p->vertices.items[index];
+
+	for (size_t i = 0; i < v->statuses.n; i++)
+		if (strcmp(v->statuses.items[i].id, id) == 0)
+			return true;
+	return false;
 }
 
 /* The layers that the output waits for. */
@@ -206,17 +218,34 @@ static void bp_look(struct build_progress *p)
 
 	clock_gettime(CLOCK_REALTIME, &now);
 	for (size_t i = 0; i < p->n_layers; i++) {
-		size_t index = p->vertices.n - 1;
 		char digest[DIGEST_TEXT_MAX];
 		struct layer_status s;
 
 		if (!p->layers[i].layer)
 			continue;
 		layer_status(p->layers[i].tree, &s);
-		if (!s.is_ready && !s.error && s.pass_position && s.pass_position < s.desc->size)
-			bp_status(p, index, digest_text(&s.desc->digest, digest), s.pass_position,
-				  s.desc->size, &now);
+		digest_text(&s.desc->digest, digest);
+		bool is_read = !s.is_ready && !s.error && s.pass_position &&
+			       s.pass_position < s.desc->size;
+		if (is_read)
+			bp_status(p, p->makers[i], digest, s.pass_position, s.desc->size, &now);
+		else if (s.is_ready && bp_has_status(p, p->makers[i], digest))
+			bp_status(p, p->makers[i], digest, s.desc->size, s.desc->size, &now);
 	}
+}
+
+void build_progress_watch(struct build_progress *p, const struct ref_tree_layer *layers, size_t n)
+{
+	pthread_mutex_lock(&p->lock);
+	bp_look(p); /* a last time at those that were looked at so far */
+	free(p->makers);
+	p->makers = n ? calloc(n, sizeof(*p->makers)) : NULL;
+	p->layers = layers;
+	p->n_layers = p->makers ? n : 0; /* without memory nothing is shown */
+	for (size_t i = 0; i < p->n_layers; i++)
+		if (layers[i].layer)
+			p->makers[i] = bp_maker(p, &layers[i]);
+	pthread_mutex_unlock(&p->lock);
 }
 
 void build_progress_output_end(struct build_progress *p, int r, const struct err *err)
@@ -307,6 +336,7 @@ int build_progress_new(struct build_progress **out, enum progress_mode mode, str
 	p->colours = progress_colours();
 	p->begin_ns = now_ns();
 	p->last = SIZE_MAX;
+	p->graph = graph;
 	pthread_mutex_init(&p->lock, NULL);
 	pthread_condattr_init(&attr);
 	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
@@ -352,6 +382,7 @@ void build_progress_free(struct build_progress *p)
 	vec_free(&p->shown);
 	idmap_free(&p->by_vertex);
 	strbuf_free(&p->out);
+	free(p->makers);
 	pthread_cond_destroy(&p->wake);
 	pthread_mutex_destroy(&p->lock);
 	free(p);

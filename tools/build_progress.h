@@ -56,7 +56,9 @@ struct build_progress {
 	struct strbuf out;  /* lines that wait to be written */
 	size_t last;	    /* plain: index of the vertex that spoke last; SIZE_MAX = none */
 	unsigned n_printed; /* plain: vertices with a number */
+	struct graph *graph;
 	const struct ref_tree_layer *layers; /* what the last output waits for; borrowed */
+	size_t *makers;			     /* of each the index of the vertex that shows it */
 	size_t n_layers;
 
 	unsigned n_lines; /* tty: of the picture on the screen; the drawing thread's own */

@@ -97,6 +97,12 @@ static const char *state_colour(enum bp_state state)
 	return state == BP_FAILED ? "\033[31m" : state > BP_RUNNING ? "\033[34m" : NULL;
 }
 
+/* What a vertex has made may still be fetched when it has ended. */
+static bool is_status_shown(const struct bp_vertex *v, const struct bp_status *status)
+{
+	return v->state == BP_RUNNING || (v->state != BP_FAILED && !status->is_done);
+}
+
 /* The lines of one vertex, at most @max. */
 static void vertex_lines(struct build_progress *p, struct strbuf *s, const struct bp_vertex *v,
 			 const struct timespec *now, size_t max, unsigned columns)
@@ -110,8 +116,10 @@ static void vertex_lines(struct build_progress *p, struct strbuf *s, const struc
 	snprintf(right, sizeof(right), "%.1fs",
 		 bp_seconds(&v->started, v->state > BP_RUNNING ? &v->completed : now));
 	put_line(p, s, left ? left : "", right, state_colour(v->state), columns);
-	for (size_t i = 0; v->state == BP_RUNNING && i < v->statuses.n && max > 1; i++) {
+	for (size_t i = 0; i < v->statuses.n && max > 1; i++) {
 		const struct bp_status *status = &v->statuses.items[i];
+		if (!is_status_shown(v, status))
+			continue;
 		scoped(strbuf_free) struct strbuf line = {0};
 
 		strbuf_printf(&line, " => => %s", status->id);
@@ -152,10 +160,14 @@ static size_t lines_wanted(const struct bp_vertex *v)
 {
 	size_t n = 1;
 
-	if (v->state != BP_RUNNING)
-		return n;
-	n += v->statuses.n;
-	return v->log.len ? n + LOG_LINES : n;
+	for (size_t i = 0; i < v->statuses.n; i++)
+		n += is_status_shown(v, &v->statuses.items[i]);
+	return v->state == BP_RUNNING && v->log.len ? n + LOG_LINES : n;
+}
+
+static bool is_live(const struct bp_vertex *v)
+{
+	return v->state == BP_RUNNING || v->state == BP_FAILED || lines_wanted(v) > 1;
 }
 
 /* Marks in @lines how many each vertex gets: those that run or failed first, then the youngest. */
@@ -164,15 +176,14 @@ static void share_lines(const struct build_progress *p, size_t *lines, size_t ro
 	for (int pass = 0; pass < 3; pass++) {
 		for (size_t i = p->shown.n; i-- > 0 && room > 0;) {
 			const struct bp_vertex *v = &p->vertices.items[p->shown.items[i]];
-			bool is_live = v->state == BP_RUNNING || v->state == BP_FAILED;
 			size_t more;
 
 			if (pass == 0)
-				more = is_live;
+				more = is_live(v);
 			else if (pass == 1)
-				more = is_live ? lines_wanted(v) - 1 : 0;
+				more = lines_wanted(v) - 1;
 			else
-				more = !is_live;
+				more = !is_live(v);
 			more = MIN(more, room);
 			lines[i] += more;
 			room -= more;

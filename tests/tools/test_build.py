@@ -502,3 +502,19 @@ def test_a_failed_export_is_taken_away(llbfs, tmp_path):
                   code=8, cwd=tmp_path)
             assert re.search(r"(?s)#\d exporting to client \w+\n#4 ERROR: .*404", llbfs.stderr)
             assert names(tmp_path) == ["def.pb", "layout", "store"]
+
+
+def test_a_layer_is_fetched_under_the_vertex_that_has_it(llbfs, tmp_path):
+    layout = str(tmp_path / "layout")
+    layer = tarred({"b": os.urandom(1 << 19)})
+    make_layout(layout, layer)
+    with Registry({"app": layout}) as registry:
+        image = source(f"docker-image://{registry.host}/app:latest")
+        (tmp_path / "def.pb").write_bytes(definition(OP, image, merge(OP, image)))
+        registry.fault(match=f"/blobs/{digest(layer)}", rate=1 << 18, count=-1)
+        llbfs("--progress=rawjson", "build", "-o", "type=tar,dest=x.tar", tmp_path / "def.pb",
+              cwd=tmp_path)
+    statuses = [s for line in llbfs.stderr.splitlines() for s in json.loads(line).get("statuses", [])]
+    assert {(s["id"], s["vertex"]) for s in statuses} == {(digest(layer), digest(image))}
+    last = statuses[-1]
+    assert last["current"] == last["total"] and "completed" in last
