@@ -43,65 +43,18 @@ struct diff {
 
 /* ------------------------------------------------------------------ two nodes */
 
-struct xattr_list {
-	vec(struct xattr_item {
-		char *name;
-		void *value;
-		size_t len;
-	}) items;
-};
-
-static void xattr_list_deinit(struct xattr_list *l)
-{
-	for (size_t i = 0; i < l->items.n; i++) {
-		free(l->items.items[i].name);
-		free(l->items.items[i].value);
-	}
-	vec_free(&l->items);
-}
-
-static int xattr_collect(void *arg, const char *name, const void *value, size_t len)
-{
-	struct xattr_list *l = arg;
-	struct xattr_item *x = vec_push(&l->items);
-
-	if (!x)
-		return -ENOMEM;
-	x->name = strdup(name);
-	x->value = malloc(len + 1);
-	x->len = len;
-	if (!x->name || !x->value)
-		return -ENOMEM;
-	memcpy(x->value, value, len);
-	return 0;
-}
-
-static int xattr_compare(const void *a, const void *b)
-{
-	return strcmp(((const struct xattr_item *)a)->name, ((const struct xattr_item *)b)->name);
-}
-
-static int xattr_list_read(struct xattr_list *l, struct tree *t, uint64_t id, struct err *err)
-{
-	int r = tree_xattrs(t, id, xattr_collect, l, err);
-
-	if (r == 0 && l->items.n > 1)
-		qsort(l->items.items, l->items.n, sizeof(*l->items.items), xattr_compare);
-	return r;
-}
-
 /* 1 = equal, 0 = not, or an error; as all of these. */
 static int same_xattrs(struct diff *d, uint64_t old, uint64_t new, struct err *err)
 {
 	struct xattr_list a = {0}, b = {0};
 
-	int r = xattr_list_read(&a, d->old, old, err);
+	int r = tree_xattr_list(d->old, old, &a, err);
 	if (r == 0)
-		r = xattr_list_read(&b, d->new, new, err);
+		r = tree_xattr_list(d->new, new, &b, err);
 	if (r == 0) {
 		r = a.items.n == b.items.n;
 		for (size_t i = 0; r && i < a.items.n; i++) {
-			const struct xattr_item *x = &a.items.items[i], *y = &b.items.items[i];
+			const struct xattr *x = &a.items.items[i], *y = &b.items.items[i];
 
 			r = strcmp(x->name, y->name) == 0 && x->len == y->len &&
 			    memcmp(x->value, y->value, x->len) == 0;

@@ -118,6 +118,17 @@ int tree_readlink(struct tree *t, uint64_t id, struct strbuf *out, struct err *e
 /* Calls @fn for each xattr until it returns non-zero; returns that, or 0. overlayfs' own names
  * (*.overlay.*) are never given. */
 int tree_xattrs(struct tree *t, uint64_t id, tree_xattr_fn fn, void *arg, struct err *err);
+/* The same as a list, sorted by name; freed also after an error. */
+struct xattr {
+	char *name;
+	void *value;
+	size_t len;
+};
+struct xattr_list {
+	vec(struct xattr) items;
+};
+int tree_xattr_list(struct tree *t, uint64_t id, struct xattr_list *out, struct err *err);
+void xattr_list_deinit(struct xattr_list *list);
 /* Up to @len bytes of a file at @off: the count (short only at the end of the file), -EINPROGRESS
  * (then @done, as in blob_read), or an error. @done NULL: blocks, at most the deadline. */
 int64_t tree_read(struct tree *t, uint64_t id, uint64_t off, void *dst, size_t len, blob_done done,

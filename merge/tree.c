@@ -106,6 +106,45 @@ int tree_xattrs(struct tree *t, uint64_t id, tree_xattr_fn fn, void *arg, struct
 	return t->ops->xattrs(t, id, filter_xattr, &filter, err);
 }
 
+static int collect_xattr(void *arg, const char *name, const void *value, size_t len)
+{
+	struct xattr_list *list = arg;
+	struct xattr *x = vec_push(&list->items);
+
+	if (!x)
+		return -ENOMEM;
+	x->name = strdup(name);
+	x->value = malloc(len + 1);
+	x->len = len;
+	if (!x->name || !x->value)
+		return -ENOMEM;
+	memcpy(x->value, value, len);
+	return 0;
+}
+
+static int compare_xattrs(const void *a, const void *b)
+{
+	return strcmp(((const struct xattr *)a)->name, ((const struct xattr *)b)->name);
+}
+
+int tree_xattr_list(struct tree *t, uint64_t id, struct xattr_list *out, struct err *err)
+{
+	int r = tree_xattrs(t, id, collect_xattr, out, err);
+
+	if (r == 0 && out->items.n > 1)
+		qsort(out->items.items, out->items.n, sizeof(*out->items.items), compare_xattrs);
+	return r;
+}
+
+void xattr_list_deinit(struct xattr_list *list)
+{
+	for (size_t i = 0; i < list->items.n; i++) {
+		free(list->items.items[i].name);
+		free(list->items.items[i].value);
+	}
+	vec_free(&list->items);
+}
+
 int tree_seek_data(struct tree *t, uint64_t id, uint64_t off, uint64_t *data, uint64_t *end)
 {
 	return t->ops->seek_data ? t->ops->seek_data(t, id, off, data, end) : -ENODATA;

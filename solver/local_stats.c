@@ -20,18 +20,11 @@
 #include "merge/merge.h"
 #include "solver/file-internal.h"
 
-struct xattr {
-	char *name;
-	void *value;
-	size_t len;
-};
-
 struct stats {
 	struct strbuf *out;
 	struct tree *tree, *folder;
 	struct copy_links links; /* the place in first of an inode, + 1 */
 	vec(char *) first;	 /* first names of those with several */
-	vec(struct xattr) xattrs;
 	struct err *err;
 };
 
@@ -78,53 +71,23 @@ static uint32_t go_mode(const struct attr *attr)
 
 /* ------------------------------------------------------------------ xattrs */
 
-static int collect_xattr(void *arg, const char *name, const void *value, size_t len)
-{
-	struct stats *s = arg;
-	struct xattr *x = vec_push(&s->xattrs);
-	if (!x)
-		return -ENOMEM;
-	x->name = strdup(name);
-	x->value = malloc(len + 1);
-	x->len = len;
-	if (!x->name || !x->value)
-		return -ENOMEM;
-	memcpy(x->value, value, len);
-	return 0;
-}
-
-static int compare_xattrs(const void *a, const void *b)
-{
-	return strcmp(((const struct xattr *)a)->name, ((const struct xattr *)b)->name);
-}
-
-static void clear_xattrs(struct stats *s)
-{
-	for (size_t i = 0; i < s->xattrs.n; i++) {
-		free(s->xattrs.items[i].name);
-		free(s->xattrs.items[i].value);
-	}
-	s->xattrs.n = 0;
-}
-
 /* Those of the folder itself: more than a local source keeps. */
 static int put_xattrs(struct stats *s, struct strbuf *out, const char *path)
 {
 	struct attr attr;
+	struct xattr_list xattrs = {0};
 	int r = tree_walk(s->folder, path, false, &attr, s->err);
 	if (r == 0)
-		r = tree_xattrs(s->folder, attr.id, collect_xattr, s, s->err);
-	if (r == 0 && s->xattrs.n)
-		qsort(s->xattrs.items, s->xattrs.n, sizeof(struct xattr), compare_xattrs);
-	for (size_t i = 0; i < s->xattrs.n && r == 0; i++) {
-		const struct xattr *x = &s->xattrs.items[i];
+		r = tree_xattr_list(s->folder, attr.id, &xattrs, s->err);
+	for (size_t i = 0; i < xattrs.items.n && r == 0; i++) {
+		const struct xattr *x = &xattrs.items.items[i];
 		scoped(strbuf_free) struct strbuf pair = {0};
 		put_bytes(&pair, 1, x->name, strlen(x->name));
 		put_bytes(&pair, 2, x->value, x->len);
 		put_bytes(out, 10, pair.data, pair.len);
 		r = pair.failed ? -ENOMEM : 0;
 	}
-	clear_xattrs(s);
+	xattr_list_deinit(&xattrs);
 	return r;
 }
 
@@ -191,8 +154,6 @@ int local_stats(struct strbuf *out, struct tree *tree, struct tree *folder, stru
 	for (size_t i = 0; i < s.first.n; i++)
 		free(s.first.items[i]);
 	vec_free(&s.first);
-	clear_xattrs(&s);
-	vec_free(&s.xattrs);
 	copy_links_clear(&s.links);
 	return r == -ENOMEM ? err_set(err, r, "out of memory") : r;
 }
