@@ -54,7 +54,7 @@ static int same_xattrs(struct diff *d, uint64_t old, uint64_t new, struct err *e
 	if (r == 0) {
 		r = a.items.n == b.items.n;
 		for (size_t i = 0; r && i < a.items.n; i++) {
-			const struct xattr *x = &a.items.items[i], *y = &b.items.items[i];
+			const struct tree_xattr *x = &a.items.items[i], *y = &b.items.items[i];
 
 			r = strcmp(x->name, y->name) == 0 && x->len == y->len &&
 			    memcmp(x->value, y->value, x->len) == 0;

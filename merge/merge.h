@@ -119,13 +119,13 @@ int tree_readlink(struct tree *t, uint64_t id, struct strbuf *out, struct err *e
  * (*.overlay.*) are never given. */
 int tree_xattrs(struct tree *t, uint64_t id, tree_xattr_fn fn, void *arg, struct err *err);
 /* The same as a list, sorted by name; freed also after an error. */
-struct xattr {
+struct tree_xattr {
 	char *name;
 	void *value;
 	size_t len;
 };
 struct xattr_list {
-	vec(struct xattr) items;
+	vec(struct tree_xattr) items;
 };
 int tree_xattr_list(struct tree *t, uint64_t id, struct xattr_list *out, struct err *err);
 void xattr_list_deinit(struct xattr_list *list);

@@ -109,7 +109,7 @@ int tree_xattrs(struct tree *t, uint64_t id, tree_xattr_fn fn, void *arg, struct
 static int collect_xattr(void *arg, const char *name, const void *value, size_t len)
 {
 	struct xattr_list *list = arg;
-	struct xattr *x = vec_push(&list->items);
+	struct tree_xattr *x = vec_push(&list->items);
 
 	if (!x)
 		return -ENOMEM;
@@ -124,7 +124,7 @@ static int collect_xattr(void *arg, const char *name, const void *value, size_t 
 
 static int compare_xattrs(const void *a, const void *b)
 {
-	return strcmp(((const struct xattr *)a)->name, ((const struct xattr *)b)->name);
+	return strcmp(((const struct tree_xattr *)a)->name, ((const struct tree_xattr *)b)->name);
 }
 
 int tree_xattr_list(struct tree *t, uint64_t id, struct xattr_list *out, struct err *err)

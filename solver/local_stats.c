@@ -80,7 +80,7 @@ static int put_xattrs(struct stats *s, struct strbuf *out, const char *path)
 	if (r == 0)
 		r = tree_xattr_list(s->folder, attr.id, &xattrs, s->err);
 	for (size_t i = 0; i < xattrs.items.n && r == 0; i++) {
-		const struct xattr *x = &xattrs.items.items[i];
+		const struct tree_xattr *x = &xattrs.items.items[i];
 		scoped(strbuf_free) struct strbuf pair = {0};
 		put_bytes(&pair, 1, x->name, strlen(x->name));
 		put_bytes(&pair, 2, x->value, x->len);
