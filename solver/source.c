@@ -61,6 +61,7 @@ void solver_free(struct solver *solver)
 {
 	if (!solver)
 		return;
+	graph_free_busy(solver);
 	for (size_t i = 0; i < solver->images.n; i++) {
 		free(solver->images.items[i].key);
 		ref_unref(solver->images.items[i].ref);

@@ -25,6 +25,7 @@ from registry import Registry  # noqa: E402
 from test_git import Server, commit, git, git_source  # noqa: E402
 from test_llb import copy, diff, file_op, local, mkdir, mkfile  # noqa: E402
 
+NOISE = random.Random(1).randbytes(1 << 20)
 DONE, CACHED, FAILED = "done", "cached", "failed"
 
 
@@ -90,10 +91,10 @@ def registry(tmp_path):
         return images.Layout(str(tmp_path / "layouts" / name)).image(layers)
 
     layouts = {
-        "base": layout("base", lazy_layer({"etc/name": b"base\n", "both": b"base"}),
+        "base": layout("base", lazy_layer({"etc/name": b"base\n", "both": b"base", "big": NOISE}),
                        plain_layer({"plain": b"p" * 5000})),
-        "app": layout("app", lazy_layer({"app/bin": b"b" * 9000, "both": b"app"})),
-        "other": layout("other", lazy_layer({"other": b"o" * 9000})),
+        "app": layout("app", lazy_layer({"app/bin": NOISE, "both": b"app"})),
+        "other": layout("other", lazy_layer({"other": NOISE[::-1]})),
     }
     with Registry({name: layout.path for name, layout in layouts.items()}) as r:
         r.images = layouts
@@ -209,3 +210,292 @@ def test_a_second_build_asks_only_what_may_have_changed(build, registry, web, gi
         assert not [f for f in read if f.startswith(f"{ctx}/") or is_layer(registry, f)
                     or "/content/" in f], read
     assert web.statuses() == [200, 304, 304]
+
+
+def test_a_second_build_needs_no_network(build, registry, web, git_server):
+    """What cannot have changed is not asked for, and what is pinned is asked for by nobody."""
+    web.put("/file", b"from the web")
+    repo = git_server.top / "app"
+    repo.mkdir()
+    git("init", "-q", cwd=repo)
+    (repo / "file").write_text("from git")
+    at = commit(repo)
+    app = image(registry, "app", is_pinned=True)
+    download = source(web.url("/file"), {"http.checksum": sha256(b"from the web")})
+    clone = git_source(f"git://{git_server.host}/app", at)
+    ops = (app, download, clone, merge(app, download, clone))
+    build(*ops)
+    id = build.id
+    requests(registry), git_server.count(), web.log.clear()
+    for args in (), ("--offline",):
+        assert set(build(*ops, args=args).values()) <= {CACHED, None}
+        assert build.id == id
+        assert (requests(registry), git_server.count(), web.log) == ([], 0, [])
+
+
+def test_what_a_tag_meant_last_will_do_offline(build, registry):
+    base = image(registry, "base")
+    ops = (base, file_op(copy("/etc/name", "/n", input=0, secondary=0), inputs=[base]))
+    build(*ops)
+    id = build.id
+    requests(registry)
+    assert build(*ops, args=("--offline",))[ops[1]] == CACHED
+    assert build.id == id and requests(registry) == []
+
+
+# ---------------------------------------------------------------- nothing but images
+
+
+def test_merging_images_moves_no_layer(build, registry, llbfs, tmp_path):
+    base, app, other = (image(registry, name) for name in ("base", "app", "other"))
+    merged = merge(base, app, other)
+    ops = (base, app, other, merged, diff(base, merged))
+    assert set(build(*ops).values()) <= {DONE}
+    assert not [path for _, path in requests(registry) if is_layer(registry, path)]
+    build(base)
+    assert not [path for _, path in requests(registry) if is_layer(registry, path)]
+
+    # names: the tables of what has some, and the one layer that has none
+    plain = registry.images["base"].layers()[1]
+    lazy = [d for name in registry.images for d in registry.images[name].layers()
+            if estargz_toc(d)]
+    build(base, app, other, merged)
+    assert llbfs.text("ls", f"ref://{build.id}").split() == ["app", "big", "both", "etc", "other", "plain"]
+    log = registry.state()["log"]
+    for desc in lazy:
+        moved = sum(e["bytes"] for e in log if desc["digest"] in e["path"])
+        assert 0 < moved < len(NOISE) / 8, desc
+    assert [e["bytes"] for e in log if plain["digest"] in e["path"]] == [plain["size"]]
+
+
+def estargz_toc(desc):
+    return (desc.get("annotations") or {}).get(images.estargz.TOC_ANNOTATION)
+
+
+# ---------------------------------------------------------------- independent inputs
+
+
+def retag(layout, *layers):
+    layout.manifests.clear()
+    layout.image(layers)
+
+
+def test_inputs_of_a_merge_stay_cached_when_another_changes(build, registry, llbfs, tmp_path):
+    ctx = tmp_path / "ctx"
+    ctx.mkdir()
+    (ctx / "used").write_text("used")
+    (ctx / "unused").write_text("unused")
+    base, app, context = image(registry, "base"), image(registry, "app"), local()
+    from_app = file_op(copy("/app/bin", "/bin", secondary=0), inputs=[app])
+    from_ctx = file_op(copy("/used", "/used", secondary=0), inputs=[context])
+    made = file_op(mkfile("/made", b"made"))
+    on_made = file_op(mkfile("/more", b"more", input=0), inputs=[made])
+    on_base = file_op(mkfile("/b", b"b", input=0), inputs=[base])
+    merged = merge(on_base, from_app, from_ctx, on_made)
+    used = file_op(copy("/more", "/m", secondary=0), inputs=[merged])
+    ops = (base, app, context, from_app, from_ctx, made, on_made, on_base, merged, used)
+    args = ("--local", f"ctx={ctx}")
+    assert build(*ops, args=args)[used] == DONE
+    first = build.id
+
+    retag(registry.images["base"], lazy_layer({"etc/name": b"new base\n"}))
+    after = build(*ops, args=args)
+    assert (after[on_base], after[merged]) == (DONE, DONE)
+    assert {after[op] for op in (from_app, from_ctx, on_made, used)} == {CACHED}
+    assert build.id == first  # by content: what it copies is the same
+
+    (ctx / "unused").write_text("changed")
+    after = build(*ops, args=args)
+    assert {after[op] for op in (from_app, from_ctx, on_made, on_base, merged, used)} <= {
+        CACHED, None}
+    (ctx / "used").write_text("changed")
+    after = build(*ops, args=args)
+    assert (after[from_ctx], after[merged]) == (DONE, DONE)
+    assert {after[op] for op in (from_app, on_made, on_base, used)} <= {CACHED, None}
+    build(*ops[:-1], args=args)
+    assert llbfs("cat", f"ref://{build.id}", "/used", "/etc/name") == b"changednew base\n"
+
+
+# ---------------------------------------------------------------- failures
+
+
+def test_a_failure_ends_the_rest_and_keeps_what_was_done(build, web):
+    """While one vertex hangs, another fails."""
+    web.put("/slow", b"s" * 1000)
+    web.fault("/slow", stall=10, count=1)
+    slow = source(web.url("/slow"), {"http.checksum": sha256(b"s" * 1000)})
+    made = file_op(mkfile("/made", b"made"))
+    fails = file_op(mkfile("/made/x", input=0), inputs=[made])
+    begin = time.monotonic()
+    after = build(made, fails, slow, merge(slow, fails), code=3)
+    assert (after[made], after[fails]) == (DONE, FAILED)
+    assert time.monotonic() - begin < 20
+    assert build(made, file_op(mkfile("/y", input=0), inputs=[made]))[made] == CACHED
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_ends_a_download_at_once(llbfs, web, build, tmp_path, number):
+    web.put("/slow", b"s" * 1000)
+    web.fault("/slow", stall=10, count=1)
+    slow = source(web.url("/slow"))
+    ops = (slow, file_op(copy("/slow", "/s", secondary=0), inputs=[slow]))
+    (tmp_path / "slow.pb").write_bytes(definition(*ops))
+    p = subprocess.Popen([llbfs.path, "build", tmp_path / "slow.pb"], env=llbfs.env,
+                         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    wait_for(lambda: web.log)
+    begin = time.monotonic()
+    p.send_signal(number)
+    p.communicate(timeout=60)
+    assert p.returncode == -number and time.monotonic() - begin < 10
+    assert build(*ops)[ops[1]] == DONE
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+# ---------------------------------------------------------------- many at once
+
+
+class World:
+    """Sources of all kinds, and definitions that share parts."""
+
+    def __init__(self, registry, web, top):
+        self.registry, self.top = registry, top
+        (top / "ctx").mkdir()
+        for i in range(30):
+            (top / "ctx" / f"f{i}").write_text(f"local {i}")
+        web.put("/file", b"w" * 200_000, etag='"1"')
+        context, download = local(), source(web.url("/file"))
+        self.context, self.download = context, download
+        self.tagged = image(registry, "base")
+        pinned = [image(registry, name, is_pinned=True) for name in ("app", "other")]
+        parts = [self.tagged, *pinned, context, download]
+        parts += [file_op(copy(f"/f{i}", f"/l{i}", secondary=0), inputs=[context])
+                  for i in range(6)]
+        parts += [file_op(copy("/file", "/w", secondary=0), inputs=[download]),
+                  file_op(copy("/app/bin", "/b", secondary=0), inputs=[pinned[0]]),
+                  file_op(copy("/plain", "/p", secondary=0), inputs=[self.tagged])]
+        chain = file_op(mkfile("/c", b"c"))
+        parts.append(chain)
+        for i in range(12):
+            chain = file_op(mkfile(f"/c{i}", b"%d" % i, input=0), inputs=[chain])
+            parts.append(chain)
+        self.parts = parts
+        self.definitions = []
+        for i in range(12):
+            merged = merge(*(parts[5 + (4 * i + k) % (len(parts) - 5)] for k in range(8)))
+            last = file_op(mkdir(f"/end{i % 4}", input=0), inputs=[merged])
+            self.definitions.append([*parts, merged, last])
+
+    def write(self, i):
+        path = self.top / f"{i}.pb"
+        if not path.exists():
+            path.write_bytes(definition(*self.definitions[i]))
+        return path
+
+
+@pytest.fixture
+def world(registry, web, tmp_path):
+    (tmp_path / "world").mkdir()
+    return World(registry, web, tmp_path / "world")
+
+
+class Builder:
+    """A build in the background."""
+
+    def __init__(self, llbfs, world, i, env=None):
+        self.i = i
+        self.err = open(world.top / f"err{id(self)}", "w+b")
+        self.p = subprocess.Popen(
+            [llbfs.path, "--progress", "rawjson", "build", "--local", f"ctx={world.top}/ctx",
+             world.write(i)], env=env or llbfs.env, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=self.err)
+
+    def end(self):
+        out = self.p.communicate(timeout=120)[0]
+        self.err.seek(0)
+        text = self.err.read().decode()
+        self.err.close()
+        return self.p.returncode, out.decode().strip(), text
+
+
+def fetched(registry):
+    """How often each blob and each manifest was asked for by its digest."""
+    count = {}
+    for method, path in requests(registry):
+        if "sha256:" in path and method == "GET":
+            name = path[path.index("sha256:"):]
+            count[name] = count.get(name, 0) + 1
+    return count
+
+
+def slow_answers(registry, web):
+    """So slow that whoever asks meets others who do."""
+    registry.fault(delay=0.2, count=-1)
+    web.fault("/file", count=1, cut=1000)
+
+
+def test_many_builds_at_once_do_each_vertex_once(llbfs, world, registry, web):
+    slow_answers(registry, web)
+    builders = [Builder(llbfs, world, i % len(world.definitions)) for i in range(50)]
+    done, ids = {}, {}
+    for b in builders:
+        code, id, text = b.end()
+        assert code == 0, text
+        ids.setdefault(b.i, set()).add(id)
+        for digest, state in states(text).items():
+            done.setdefault(digest, []).append(state)
+    # each asks what a tag or a URL means now, and looks at the local folder
+    asked = {sha256(op) for op in (world.tagged, world.context, world.download)}
+    twice = {d: s for d, s in done.items() if s.count(DONE) > 1 and d not in asked}
+    assert not twice and all(len(same) == 1 for same in ids.values())
+    assert set(done) - asked == {d for d, s in done.items() if DONE in s} - asked
+    plain = registry.images["base"].layers()[1]["digest"]
+    log = registry.state()["log"]
+    assert [e["status"] for e in log if plain in e["path"]] == [200]
+    bodies = [status for path, status, _, _ in web.log if status != 304]
+    assert bodies in ([200, 206], [200, 200])  # the first was cut
+
+
+def tree_of(llbfs, id):
+    facts = listing.of_tar(llbfs("tar", f"ref://{id}"))
+    for one in facts.values():
+        one.pop("mtime")
+    return facts
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_killed_builds_leave_the_rest_sound(llbfs, world, registry, web, tmp_path, seed):
+    slow_answers(registry, web)
+    rng = random.Random(seed)
+    builders = [Builder(llbfs, world, i % len(world.definitions)) for i in range(24)]
+    victims = rng.sample(builders, 12)
+    for b in victims:
+        time.sleep(rng.random() / 20)
+        b.p.kill()
+    for b in builders:
+        code, _, text = b.end()
+        assert code == 0 or (b in victims and code == -signal.SIGKILL), text
+
+    registry.clear()
+    whole = {**llbfs.env, "LLBFS_ROOT": str(tmp_path / "undisturbed")}
+    os.mkdir(whole["LLBFS_ROOT"])
+    for i in range(len(world.definitions)):
+        code, id, text = Builder(llbfs, world, i).end()
+        assert code == 0, text
+        code, again, text = Builder(llbfs, world, i).end()
+        assert (code, again) == (0, id)
+        assert {s for d, s in states(text).items() if d != sha256(world.context)} == {CACHED}
+        if i % 4 == seed:
+            code, id_of_whole, _ = Builder(llbfs, world, i, env=whole).end()
+            here, llbfs.env["LLBFS_ROOT"] = llbfs.env["LLBFS_ROOT"], whole["LLBFS_ROOT"]
+            expected = tree_of(llbfs, id_of_whole)
+            llbfs.env["LLBFS_ROOT"] = here
+            assert tree_of(llbfs, id) == expected
+    left = [f"{folder}/{name}" for folder, _, names in os.walk(llbfs.env["LLBFS_ROOT"])
+            for name in names if folder.endswith("/tmp") or folder.endswith("/leases")]
+    print(left)
