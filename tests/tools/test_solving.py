@@ -7,6 +7,7 @@ import json
 import os
 import random
 import signal
+import sqlite3
 import struct
 import subprocess
 import sys
@@ -496,6 +497,7 @@ def test_killed_builds_leave_the_rest_sound(llbfs, world, registry, web, tmp_pat
             expected = tree_of(llbfs, id_of_whole)
             llbfs.env["LLBFS_ROOT"] = here
             assert tree_of(llbfs, id) == expected
-    left = [f"{folder}/{name}" for folder, _, names in os.walk(llbfs.env["LLBFS_ROOT"])
-            for name in names if folder.endswith("/tmp") or folder.endswith("/leases")]
-    print(left)
+    store = llbfs.env["LLBFS_ROOT"]
+    assert not os.listdir(f"{store}/tmp")
+    with contextlib.closing(sqlite3.connect(f"{store}/catalogue.db")) as db:
+        assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
