@@ -77,7 +77,7 @@ static void user_deinit(struct user *u)
 static struct digest pb_mkfile(struct strbuf *def, const struct digest *below, const char *path,
 			       const char *data)
 {
-	struct strbuf op = {0}, mkfile = {0}, action = {0}, file = {0};
+	scoped(strbuf_free) struct strbuf op = {0}, mkfile = {0}, action = {0}, file = {0};
 
 	if (below)
 		pb_input(&op, below, 0);
@@ -97,7 +97,7 @@ static struct digest pb_mkfile(struct strbuf *def, const struct digest *below, c
 static struct digest pb_copy(struct strbuf *def, const struct digest *below,
 			     const struct digest *source, const char *from, const char *to)
 {
-	struct strbuf op = {0}, copy = {0}, action = {0}, file = {0};
+	scoped(strbuf_free) struct strbuf op = {0}, copy = {0}, action = {0}, file = {0};
 
 	if (below)
 		pb_input(&op, below, 0);
@@ -126,7 +126,7 @@ static struct digest pb_merge_of(struct strbuf *def, const struct digest *from, 
 /* metadata of a vertex: ignore_cache. */
 static void pb_ignore_cache(struct strbuf *def, const struct digest *vertex)
 {
-	struct strbuf pair = {0}, metadata = {0};
+	scoped(strbuf_free) struct strbuf pair = {0}, metadata = {0};
 	char text[DIGEST_TEXT_MAX];
 
 	pb_int(&metadata, 1, 1);
@@ -379,7 +379,7 @@ static void equal_keys_run_once(void **state)
 	struct strbuf def = {0}, again = {0};
 	struct log log;
 	struct digest parts[2] = {pb_mkfile(&def, NULL, "/a", "one")};
-	struct strbuf op = {0}, constraints = {0};
+	scoped(strbuf_free) struct strbuf op = {0}, constraints = {0};
 
 	/* The first op once more, with a field of Op that is no part of its key. */
 	pb_mkfile(&again, NULL, "/a", "one");

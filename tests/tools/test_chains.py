@@ -12,6 +12,7 @@ sys.path.insert(0, f"{TESTS}/mount")
 from llb import definition, merge  # noqa: E402
 from test_llb import copy, file_op, mkfile  # noqa: E402
 from test_mount import cleared, mnt  # noqa: E402,F401
+from test_solving import NOISE, image, is_layer, registry  # noqa: E402,F401
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0 or not os.path.exists("/dev/fuse"),
                                 reason="needs root and /dev/fuse")
@@ -75,3 +76,17 @@ def test_a_thousand_vertices_are_mounted(llbfs, mnt, tmp_path, make):  # noqa: F
     inodes.append(look(mnt, files))
     llbfs("umount", mnt)
     assert inodes[0] == inodes[1] == inodes[2]
+
+
+def test_merged_images_are_mounted_by_their_tables(llbfs, mnt, registry,  # noqa: F811
+                                                   tmp_path):
+    """Of what can be lazy, no file comes before it is read."""
+    ops = [image(registry, name) for name in ("app", "other")]
+    path = tmp_path / "def.pb"
+    path.write_bytes(definition(*ops, merge(*ops)))
+    llbfs("build", "-o", f"type=mount,dest={mnt}", path)
+    assert sorted(os.listdir(mnt)) == ["app", "both", "other"]
+    log = [e for e in registry.state()["log"] if is_layer(registry, e["path"])]
+    assert sum(e["bytes"] for e in log) < len(NOISE) / 8  # of twice as much
+    assert (mnt / "app" / "bin").read_bytes() == NOISE
+    llbfs("umount", mnt)
