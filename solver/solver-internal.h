@@ -195,6 +195,7 @@ struct solver {
 		[SESSION_MAX]; /* names this solver in keys that must not be equal to another's */
 	struct timespec now; /* the time of what a definition makes without one */
 	struct cache *cache; /* the store's own, of results */
+	_Atomic bool is_ending;
 	_Atomic unsigned n_builds; /* definitions solved for build ops */
 	struct graph *busy_graphs; /* freed while jobs of them ran; guarded by lock */
 	pthread_mutex_t lock;

@@ -6,7 +6,9 @@ import hashlib
 import json
 import os
 import random
+import select
 import signal
+import socket
 import sqlite3
 import struct
 import subprocess
@@ -333,6 +335,19 @@ def test_a_failure_ends_the_rest_and_keeps_what_was_done(build, web):
     assert (after[made], after[fails]) == (DONE, FAILED)
     assert time.monotonic() - begin < 20
     assert build(made, file_op(mkfile("/y", input=0), inputs=[made]))[made] == CACHED
+
+
+def test_a_failure_ends_git(build, registry):
+    """The layer that tells that a path cannot be comes when git has been started."""
+    base = image(registry, "base")
+    registry.fault(delay=0.5, count=-1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        clone = git_source("git://127.0.0.1:%d/app" % silent.getsockname()[1], "0" * 39 + "1")
+        fails = file_op(mkfile("/etc/name/x", input=0), inputs=[base])
+        begin = time.monotonic()
+        assert build(base, fails, clone, merge(clone, fails), code=3)[fails] == FAILED
+        assert time.monotonic() - begin < 20
+        assert select.select([silent], [], [], 0)[0]  # git has asked
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
