@@ -80,7 +80,9 @@ struct net_stats {
 /* The network thread: all HTTP of the process. */
 struct net;
 int net_new(struct net **out, const struct net_options *options, struct err *err);
-void net_free(struct net *net); /* cancels what is under way, joins the thread */
+/* Cancels what is under way, and refuses what comes: -ECANCELED. May be NULL. */
+void net_stop(struct net *net);
+void net_free(struct net *net); /* stops it, joins the thread */
 uint64_t net_deadline_ms(const struct net *net);
 void net_stats(struct net *net, struct net_stats *out);
 define_scoped(struct net *, net_free);

@@ -9,6 +9,7 @@
 
 #include <assert.h>
 #include <openssl/evp.h>
+#include <pthread.h>
 
 static int hex_value(char c)
 {
@@ -68,10 +69,28 @@ bool digest_is_zero(const struct digest *d)
 	return digest_equal(d, &zero);
 }
 
+/* The algorithm, looked up once: for a few bytes that takes longer than to hash them. */
+static const EVP_MD *sha256;
+
+static void find_sha256(void)
+{
+	const EVP_MD *found = EVP_MD_fetch(NULL, "SHA256", NULL);
+
+	sha256 = found ? found : EVP_sha256();
+}
+
+static const EVP_MD *sha256_md(void)
+{
+	static pthread_once_t once = PTHREAD_ONCE_INIT;
+
+	pthread_once(&once, find_sha256);
+	return sha256;
+}
+
 void digest_bytes(struct digest *out, const void *bytes, size_t n)
 {
 	unsigned len = 32;
-	int ok = EVP_Digest(bytes, n, out->bytes, &len, EVP_sha256(), NULL);
+	int ok = EVP_Digest(bytes, n, out->bytes, &len, sha256_md(), NULL);
 
 	assert(ok == 1 && len == 32);
 }
@@ -87,7 +106,7 @@ struct hasher *hasher_new(void)
 	if (!h)
 		return NULL;
 	h->ctx = EVP_MD_CTX_new();
-	if (!h->ctx || EVP_DigestInit_ex(h->ctx, EVP_sha256(), NULL) != 1) {
+	if (!h->ctx || EVP_DigestInit_ex(h->ctx, sha256_md(), NULL) != 1) {
 		hasher_free(h);
 		return NULL;
 	}
@@ -107,7 +126,7 @@ void hasher_done(struct hasher *h, struct digest *out)
 	int ok = EVP_DigestFinal_ex(h->ctx, out->bytes, &len);
 
 	assert(ok == 1 && len == 32);
-	ok = EVP_DigestInit_ex(h->ctx, EVP_sha256(), NULL);
+	ok = EVP_DigestInit_ex(h->ctx, sha256_md(), NULL);
 	assert(ok == 1);
 }
 

@@ -896,11 +896,17 @@ uint64_t net_deadline_ms(const struct net *net)
 	return net->options.deadline_ms;
 }
 
+void net_stop(struct net *net)
+{
+	if (net)
+		loop_close(&net->loop);
+}
+
 void net_free(struct net *net)
 {
 	if (!net)
 		return;
-	loop_close(&net->loop);
+	net_stop(net);
 	pthread_join(net->thread, NULL);
 	net_destroy(net);
 }

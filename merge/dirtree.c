@@ -467,6 +467,18 @@ static int dir_open_flat(struct tree *t, uint64_t id, bool make, int *fd, struct
 	return dir_open_file(dirtree(t), id, fd, err);
 }
 
+static int dir_host_stat(struct tree *t, uint64_t id, struct stat *out)
+{
+	int opened = -1;
+	struct statx st;
+
+	int r = dir_open(dirtree(t), id, &st, &opened, NULL);
+	scoped(close_fd) int fd = opened;
+	if (r < 0)
+		return r;
+	return fstat(fd, out) < 0 ? -errno : 0;
+}
+
 /* ------------------------------------------------------------------ listing */
 
 /* The name as the tree shows it; NULL for what it does not show. */
@@ -619,6 +631,7 @@ static const struct tree_ops dir_ops = {
 	.read = dir_read,
 	.seek_data = dir_seek_data,
 	.open_flat = dir_open_flat,
+	.host_stat = dir_host_stat,
 	.free = dir_free,
 };
 

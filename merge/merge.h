@@ -14,6 +14,8 @@
 
 #include <time.h>
 
+#include <sys/stat.h>
+
 #include "blobstore/base.h"
 #include "blobstore/blobstore.h"
 
@@ -89,6 +91,7 @@ struct tree_ops {
 	/* Optional (NULL: -ENOENT). */
 	int (*open_flat)(struct tree *t, uint64_t id, bool make, int *fd, struct err *err);
 	int (*content_digest)(struct tree *t, uint64_t id, struct digest *out);
+	int (*host_stat)(struct tree *t, uint64_t id, struct stat *out);
 	void (*free)(struct tree *t);
 };
 struct tree {
@@ -140,6 +143,8 @@ int tree_seek_data(struct tree *t, uint64_t id, uint64_t off, uint64_t *data, ui
 int tree_open_flat(struct tree *t, uint64_t id, bool make, int *fd, struct err *err);
 /* sha256 of a file's content where it is known without reading; else -ENOENT. */
 int tree_content_digest(struct tree *t, uint64_t id, struct digest *out);
+/* As it is now, the file of a host folder that content is read from; else -ENOENT. */
+int tree_host_stat(struct tree *t, uint64_t id, struct stat *out);
 
 /* --- paths --- */
 /* Walks @path (absolute or not, cleaned first) from the root. @follow: also a symlink at the end;

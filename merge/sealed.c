@@ -231,6 +231,13 @@ static int sealed_open_flat(struct tree *t, uint64_t id, bool make, int *fd, str
 	return tree_open_flat(n->source, n->source_id, make, fd, err);
 }
 
+static int sealed_host_stat(struct tree *t, uint64_t id, struct stat *out)
+{
+	const struct edit_node *n = tree_node(t, id);
+
+	return n && n->source ? tree_host_stat(n->source, n->source_id, out) : -ENOENT;
+}
+
 static int sealed_content_digest(struct tree *t, uint64_t id, struct digest *out)
 {
 	const struct edit_node *n = tree_node(t, id);
@@ -261,6 +268,7 @@ static const struct tree_ops sealed_ops = {
 	.read = sealed_read,
 	.seek_data = sealed_seek_data,
 	.open_flat = sealed_open_flat,
+	.host_stat = sealed_host_stat,
 	.content_digest = sealed_content_digest,
 	.free = sealed_free,
 };

@@ -162,6 +162,11 @@ int tree_content_digest(struct tree *t, uint64_t id, struct digest *out)
 	return t->ops->content_digest ? t->ops->content_digest(t, id, out) : -ENOENT;
 }
 
+int tree_host_stat(struct tree *t, uint64_t id, struct stat *out)
+{
+	return t->ops->host_stat ? t->ops->host_stat(t, id, out) : -ENOENT;
+}
+
 /* ------------------------------------------------------------------ reading and waiting */
 
 struct read_wait {

@@ -232,19 +232,17 @@ static int leaf_file(struct treehash *h, const struct attr *attr, const struct s
 		     struct digest *out)
 {
 	const struct treehash_known *known = h->ask->known;
-	scoped(close_fd) int fd = -1;
 	struct stat before, after;
 	struct digest key;
-	bool is_host = known && tree_open_flat(h->t, attr->id, false, &fd, NULL) == 0 &&
-		       fstat(fd, &before) == 0;
 
-	if (!is_host)
+	if (!known || tree_host_stat(h->t, attr->id, &before) < 0)
 		return leaf_hash(h, attr, header, out);
 	int r = host_key(&before, header, &key);
 	if (r < 0 || known->get(known->arg, &key, out))
 		return r;
 	r = leaf_hash(h, attr, header, out);
-	if (r == 0 && fstat(fd, &after) == 0 && is_same(&before, &after) && is_settled(&after))
+	if (r == 0 && tree_host_stat(h->t, attr->id, &after) == 0 && is_same(&before, &after) &&
+	    is_settled(&after))
 		known->put(known->arg, &key, out);
 	return r;
 }

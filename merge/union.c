@@ -370,6 +370,14 @@ static int union_open_flat(struct tree *t, uint64_t id, bool make, int *fd, stru
 	return in ? tree_open_flat(in->tree, inner, make, fd, err) : -ENOENT;
 }
 
+static int union_host_stat(struct tree *t, uint64_t id, struct stat *out)
+{
+	uint64_t inner;
+	struct input *in = union_input_of(union_tree(t), id, &inner);
+
+	return in ? tree_host_stat(in->tree, inner, out) : -ENOENT;
+}
+
 static int union_content_digest(struct tree *t, uint64_t id, struct digest *out)
 {
 	uint64_t inner;
@@ -408,6 +416,7 @@ static const struct tree_ops union_ops = {
 	.read = union_read,
 	.seek_data = union_seek_data,
 	.open_flat = union_open_flat,
+	.host_stat = union_host_stat,
 	.content_digest = union_content_digest,
 	.free = union_free,
 };

@@ -25,7 +25,8 @@
  * random (a local source). Two vertices of one graph with one identity are one, too.
  *
  * Nothing here recurses and nothing waits: edge_advance() takes the steps that can be taken now.
- * What an edge waits for counts it down and puts it back on the queue.
+ * What an edge waits for counts it down and puts it back on the queue. A failure goes up at once, to
+ * edges that wait for something else, too.
  */
 
 #include "blobstore/base.h"
@@ -116,7 +117,7 @@ static void wake(struct solve *s, struct edge_state *e)
 		struct edge_waiter w = e->waiters.items[i];
 		if (!e->failed && w.level > e->level)
 			e->waiters.items[kept++] = w;
-		else if (--w.edge->n_waiting == 0)
+		else if (--w.edge->n_waiting == 0 || e->failed)
 			solve_push(s, w.edge);
 	}
 	e->waiters.n = kept;
@@ -174,7 +175,7 @@ static void want_inputs(struct solve *s, struct edge_state *e, enum edge_level l
 
 bool edge_may_query(const struct solve *s, const struct edge_state *e)
 {
-	return !(s->options && s->options->no_cache) && !e->vertex->v->metadata.ignore_cache;
+	return !s->no_cache && !e->vertex->v->metadata.ignore_cache;
 }
 
 const struct digest *edge_record(const struct edge_state *e)
@@ -712,10 +713,11 @@ static void tell_failure(struct solve *s, struct vertex_state *vs, int r, struct
 
 void edge_advance(struct solve *s, struct edge_state *e)
 {
-	while (!e->failed && e->n_waiting == 0 && e->step < STEP_DONE &&
-	       e->wanted >= steps[e->step].wanted) {
+	while (!e->failed && e->step < STEP_DONE && e->wanted >= steps[e->step].wanted) {
 		struct err err = {0};
 		const struct edge_state *input = failed_input(e);
+		if (e->n_waiting && !input)
+			return;
 		int r = input ? input->failed : steps[e->step].go(s, e, &err);
 		e->step++;
 		if (input && input->err)

@@ -56,6 +56,7 @@ struct git {
 	const char *git_dir, *work_tree, *index; /* NULL = none */
 	const char *protocols;			 /* that may be used: "https:ssh" */
 	uint64_t deadline_ms;			 /* without a byte of output */
+	const _Atomic bool *stop;		 /* nobody wants it any more; NULL = never */
 	int known_hosts;			 /* descriptor of the file; -1 = any host will do */
 	bool has_agent;				 /* the caller's ssh agent may be used */
 	struct {

@@ -254,9 +254,12 @@ static bool drain(struct child *c, int i)
 	return any;
 }
 
-/* Until it has ended; false when it was killed since nothing more came. */
-static bool watch(struct child *c, uint64_t deadline_ms)
+#define SLICE_MS 500 /* how often stop is looked at */
+
+/* Until it has ended; false when it was killed since nothing more came, or nobody wants it. */
+static bool watch(struct child *c, const struct git *git)
 {
+	uint64_t deadline_ms = git->deadline_ms;
 	uint64_t last = now_ns(), asked = 0;
 	for (;;) {
 		struct pollfd fds[] = {
@@ -264,7 +267,7 @@ static bool watch(struct child *c, uint64_t deadline_ms)
 		uint64_t now = now_ns();
 		uint64_t end =
 			asked ? asked + KILL_AFTER_MS * NS_PER_MS : last + deadline_ms * NS_PER_MS;
-		int wait = end > now ? (int)MIN((end - now) / NS_PER_MS + 1, (uint64_t)INT_MAX) : 0;
+		int wait = end > now ? (int)MIN((end - now) / NS_PER_MS + 1, (uint64_t)SLICE_MS) : 0;
 		if (poll(fds, 3, wait) < 0 && errno != EINTR)
 			return false;
 		bool any = drain(c, 0);
@@ -274,9 +277,10 @@ static bool watch(struct child *c, uint64_t deadline_ms)
 			return !asked;
 		if (c->is_over)
 			return true;
-		if (now_ns() < end)
+		bool stops = !asked && git->stop && *git->stop;
+		if (!stops && now_ns() < end)
 			continue;
-		if (!asked && now_ns() < last + deadline_ms * NS_PER_MS)
+		if (!stops && !asked && now_ns() < last + deadline_ms * NS_PER_MS)
 			continue;
 		if (asked)
 			return false;
@@ -319,7 +323,7 @@ int git_run(const struct git *git, const char *const *args, struct strbuf *out,
 	int status = 0, r = spawn(&c, git, args, err);
 	if (r < 0)
 		return r;
-	bool in_time = watch(&c, git->deadline_ms);
+	bool in_time = watch(&c, git);
 	/* What it left behind, and itself when it did not end: its id is still taken. */
 	kill(-c.pid, SIGKILL);
 	if (!in_time || c.is_over)

@@ -20,6 +20,7 @@
 
 #include "blobstore/base.h"
 #include "blobstore/blobstore.h"
+#include "solver/solve-internal.h"
 #include "solver/solver-internal.h"
 #include "solver/solver.h"
 
@@ -44,6 +45,7 @@ struct graph {
 	size_t table_size;
 	size_t names_len;    /* of composed names */
 	struct solve *solve; /* NULL until something was solved */
+	struct graph *next;  /* of those that solver_free has to free */
 };
 
 static int no_memory(struct err *err)
@@ -438,10 +440,8 @@ int graph_load(struct graph **out, const void *bytes, size_t n, struct err *err)
 	return 0;
 }
 
-void graph_free(struct graph *g)
+static void graph_free_now(struct graph *g)
 {
-	if (!g)
-		return;
 	solve_free(g->solve);
 	for (size_t i = 0; i < g->n_vertices; i++) {
 		struct vertex *v = &g->vertices[i];
@@ -460,6 +460,35 @@ void graph_free(struct graph *g)
 	llb_definition_deinit(&g->definition);
 	llb_source_deinit(&g->source);
 	free(g);
+}
+
+void graph_free(struct graph *g)
+{
+	if (!g)
+		return;
+	if (!g->solve || solve_stop(g->solve)) {
+		graph_free_now(g);
+		return;
+	}
+	struct solver *solver = g->solve->solver;
+	pthread_mutex_lock(&solver->lock);
+	g->next = solver->busy_graphs;
+	solver->busy_graphs = g;
+	pthread_mutex_unlock(&solver->lock);
+}
+
+void graph_free_busy(struct solver *solver)
+{
+	for (;;) {
+		pthread_mutex_lock(&solver->lock);
+		struct graph *g = solver->busy_graphs;
+		if (g)
+			solver->busy_graphs = g->next;
+		pthread_mutex_unlock(&solver->lock);
+		if (!g)
+			return;
+		graph_free_now(g);
+	}
 }
 
 size_t graph_count(const struct graph *g)

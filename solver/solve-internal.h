@@ -102,7 +102,8 @@ struct job {
 struct solve {
 	struct graph *graph;
 	struct solver *solver;
-	const struct solve_options *options; /* of the call under way; may be NULL */
+	const struct solve_options *options; /* of the call under way; may be NULL; the owner's */
+	bool no_cache;			     /* of that call */
 	struct cache *caches[CACHES_MAX]; /* [0] is the store's own; borrowed from the solver */
 	size_t n_caches;
 	struct vertex_state **vertices; /* by position */
@@ -118,7 +119,8 @@ struct solve {
 	struct job *done;	      /* guarded by lock */
 	size_t n_jobs;		      /* under way; the owner's */
 	pthread_t threads[16];
-	size_t n_threads, n_idle; /* n_idle guarded by lock */
+	size_t n_threads;
+	size_t n_idle, n_busy; /* guarded by lock */
 	bool is_stopping;	  /* guarded by lock */
 };
 
@@ -161,4 +163,6 @@ void solve_event(struct solve *s, const struct vertex_state *vs, enum solve_even
 		 const char *error);
 void solve_started(struct solve *s, struct vertex_state *vs);
 bool solve_is_stopping(struct solve *s);
+/* No job is begun any more. False: some are under way, for which solve_free would wait. */
+bool solve_stop(struct solve *s);
 void solve_free(struct solve *s);

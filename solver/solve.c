@@ -51,8 +51,9 @@ void solve_started(struct solve *s, struct vertex_state *vs)
 	solve_event(s, vs, SOLVE_STARTED, NULL);
 }
 
-/* What was found under its key and then not needed was in a cache, too. */
-static void tell_rest(struct solve *s)
+/* What was found under its key and then not needed was in a cache, too. After a failure some have
+ * begun and are not done. */
+static void tell_rest(struct solve *s, bool has_failed)
 {
 	for (size_t i = 0; i < graph_count(s->graph); i++) {
 		struct vertex_state *vs = s->vertices[i];
@@ -60,7 +61,7 @@ static void tell_rest(struct solve *s)
 		for (size_t k = 0; vs && k < vs->edges.n; k++)
 			for (size_t c = 0; c < s->n_caches; c++)
 				is_known = is_known || vs->edges.items[k]->query[c].n;
-		if (!vs || vs->is_ended || (!is_known && !vs->is_started))
+		if (!vs || vs->is_ended || (!is_known && (!vs->is_started || has_failed)))
 			continue;
 		solve_started(s, vs);
 		solve_event(s, vs, is_known ? SOLVE_CACHED : SOLVE_DONE, NULL);
@@ -88,9 +89,11 @@ static void *worker(void *arg)
 	struct solve *s = arg;
 	pthread_mutex_lock(&s->lock);
 	for (struct job *job; (job = next_job(s));) {
+		s->n_busy++;
 		pthread_mutex_unlock(&s->lock);
 		job_run(s, job);
 		pthread_mutex_lock(&s->lock);
+		s->n_busy--;
 		job->next = s->done;
 		s->done = job;
 		pthread_cond_signal(&s->has_done);
@@ -220,14 +223,21 @@ static int solve_new(struct solve **out, struct graph *g, struct solver *solver)
 	return 0;
 }
 
+bool solve_stop(struct solve *s)
+{
+	pthread_mutex_lock(&s->lock);
+	s->is_stopping = true;
+	pthread_cond_broadcast(&s->has_job);
+	bool is_idle = s->n_busy == 0;
+	pthread_mutex_unlock(&s->lock);
+	return is_idle;
+}
+
 void solve_free(struct solve *s)
 {
 	if (!s)
 		return;
-	pthread_mutex_lock(&s->lock);
-	s->is_stopping = true;
-	pthread_cond_broadcast(&s->has_job);
-	pthread_mutex_unlock(&s->lock);
+	solve_stop(s);
 	for (size_t i = 0; i < s->n_threads; i++)
 		pthread_join(s->threads[i], NULL);
 	for (struct job *lists[] = {s->jobs, s->done}, **l = lists; l < lists + 2; l++)
@@ -315,12 +325,15 @@ static int solve_edge(struct graph *g, struct solver *solver, struct vertex *ver
 	if (edge_get(s, vertex, index, out) < 0)
 		return no_memory(err);
 	s->options = options;
+	bool no_cache = options && options->no_cache;
+	if (s->no_cache != no_cache) /* workers of a call that failed may still read it */
+		s->no_cache = no_cache;
 	edge_want(s, *out, LEVEL_COMPLETE, NULL);
 	solve_until(s, *out);
-	tell_rest(s);
+	const struct edge_state *e = *out;
+	tell_rest(s, e->failed);
 	tell_events(s);
 	s->options = NULL;
-	const struct edge_state *e = *out;
 	if (e->failed)
 		return err_set(err, e->failed, "%s", err_text(e->err, e->failed));
 	assert(e->ref);

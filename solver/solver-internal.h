@@ -203,7 +203,9 @@ struct solver {
 	struct timespec now; /* the time of what a definition makes without one */
 	struct cache *cache; /* the store's own, of results */
 	struct cache_imports *imports; /* others, as the options have them */
+	_Atomic bool is_ending;
 	_Atomic unsigned n_builds; /* definitions solved for build ops */
+	struct graph *busy_graphs; /* freed while jobs of them ran; guarded by lock */
 	pthread_mutex_t lock;
 	/* guarded by lock: what was asked once is not asked again, so that one command has one
 	 * answer for a tag, and one set of credentials for a repository */
@@ -626,6 +628,8 @@ int vertex_error(const struct vertex *v, int r, struct err *err);
 struct solve;
 void solve_free(struct solve *s);
 struct solve **graph_solve_slot(struct graph *g);
+/* Waits for the jobs of graphs that were freed too early for it, and frees them. */
+void graph_free_busy(struct solver *solver);
 
 /* ------------------------------------------------------------------ keys (cachekey*.c) */
 

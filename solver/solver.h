@@ -153,6 +153,7 @@ int definition_read(struct strbuf *out, const char *name, struct err *err);
  * that is wrong, -ENOTSUP a required capability that is not known, -EFBIG. An op that cannot be
  * solved yet is found only when it is solved. */
 int graph_load(struct graph **out, const void *bytes, size_t n, struct err *err);
+/* Does not wait for what a failed solve had begun: solver_free does. */
 void graph_free(struct graph *g);
 define_scoped(struct graph *, graph_free);
 size_t graph_count(const struct graph *g);

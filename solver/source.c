@@ -65,6 +65,8 @@ void solver_free(struct solver *solver)
 {
 	if (!solver)
 		return;
+	solver->is_ending = true;
+	graph_free_busy(solver);
 	for (size_t i = 0; i < solver->images.n; i++) {
 		free(solver->images.items[i].key);
 		ref_unref(solver->images.items[i].ref);

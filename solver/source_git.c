@@ -316,6 +316,7 @@ static int open_session(struct session *s, struct solver *solver, const struct v
 	s->git = (struct git){
 		.protocols = "http:https:git:ssh",
 		.deadline_ms = store_deadline_ms(solver->options.store),
+		.stop = &solver->is_ending,
 		.known_hosts = -1,
 		.has_agent = agent && *agent,
 	};

@@ -133,6 +133,7 @@ int app_open(struct app *app, const struct options *o, const char *title, struct
 void app_close(struct app *app)
 {
 	progress_free(app->progress);
+	net_stop(app->net); /* what a failed solve still waits for */
 	solver_free(app->solver);
 	store_close(app->store);
 	net_free(app->net);

@@ -188,7 +188,8 @@ struct web {
 	int fd;
 	uint16_t port;
 	pthread_t thread;
-	char request[4096]; /* the last one; whole until its empty line */
+	pthread_mutex_t lock;
+	char request[4096]; /* the last one, up to its empty line; guarded by lock */
 };
 
 /* Answers each request with "not here". */
@@ -200,14 +201,17 @@ static void *web_serve(void *arg)
 	int fd;
 
 	while ((fd = accept(web->fd, NULL, NULL)) >= 0) {
+		char request[sizeof(web->request)] = "";
 		size_t len = 0;
 		ssize_t n;
-		web->request[0] = 0;
-		while (!strstr(web->request, "\r\n\r\n") && len < sizeof(web->request) - 1 &&
-		       (n = read(fd, web->request + len, sizeof(web->request) - 1 - len)) > 0) {
+		while (!strstr(request, "\r\n\r\n") && len < sizeof(request) - 1 &&
+		       (n = read(fd, request + len, sizeof(request) - 1 - len)) > 0) {
 			len += (size_t)n;
-			web->request[len] = 0;
+			request[len] = 0;
 		}
+		pthread_mutex_lock(&web->lock);
+		memcpy(web->request, request, sizeof(request));
+		pthread_mutex_unlock(&web->lock);
 		assert_int_equal(write_full(fd, answer, strlen(answer)), 0);
 		close(fd);
 	}
@@ -220,6 +224,7 @@ static void web_open(struct web *web)
 				    .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
 	socklen_t len = sizeof(where);
 
+	pthread_mutex_init(&web->lock, NULL);
 	web->fd = socket(AF_INET, SOCK_STREAM, 0);
 	assert_int_equal(bind(web->fd, (struct sockaddr *)&where, len), 0);
 	assert_int_equal(listen(web->fd, 8), 0);
@@ -232,6 +237,7 @@ static void web_close(struct web *web)
 {
 	shutdown(web->fd, SHUT_RDWR);
 	pthread_join(web->thread, NULL);
+	pthread_mutex_destroy(&web->lock);
 	close(web->fd);
 }
 
@@ -291,12 +297,16 @@ static void secrets_become_headers(void **state)
 		assert_int_equal(solver_new(&solver, &options, NULL), 0);
 		ask_web(&web, solver);
 		solver_free(solver);
-		const char *sent = strstr(web.request, "\nAuthorization: ");
+		char request[sizeof(web.request)];
+		pthread_mutex_lock(&web.lock);
+		memcpy(request, web.request, sizeof(request));
+		pthread_mutex_unlock(&web.lock);
+		const char *sent = strstr(request, "\nAuthorization: ");
 		if (!sent != !rows[i].want)
-			fail_msg("row %zu: %s", i, web.request);
+			fail_msg("row %zu: %s", i, request);
 		sent = sent ? sent + strlen("\nAuthorization: ") : NULL;
 		if (sent && (!str_starts(sent, rows[i].want) || sent[strlen(rows[i].want)] != '\r'))
-			fail_msg("row %zu: %s", i, web.request);
+			fail_msg("row %zu: %s", i, request);
 	}
 	store_close(store);
 	web_close(&web);
