@@ -222,7 +222,7 @@ static bool span_below(const struct upper_node *n, uint64_t off, uint64_t end, u
 	bool found = false;
 
 	end = MIN(end, n->i.limit);
-	for (uint64_t g = off / GRANULE; g * GRANULE < end; g++) {
+	for (uint64_t g = off / GRANULE; off < end && g * GRANULE < end; g++) {
 		if (!is_below(n, g))
 			continue;
 		if (!found)

@@ -179,6 +179,7 @@ static int set_held(struct upper *u, struct upper_node *n, const struct upper_se
 		upper_unrecord(u);
 		return r;
 	}
+	n->is_fresh = false; /* what was never written has the times that are recorded */
 	return upper_commit(u, !n->is_orphan, err);
 }
 
