@@ -478,10 +478,10 @@ int upper_link(struct upper *u, uint64_t id, uint64_t dir, const char *name, siz
 	n = upper_by_id(u, id);
 	if (!n)
 		r = -ESTALE;
-	else if (n->i.type == NODE_DIR)
-		r = -EPERM;
 	else if (s.exists)
 		r = -EEXIST;
+	else if (n->i.type == NODE_DIR)
+		r = -EPERM;
 	else
 		r = add_name(u, n, &s, name, len, err);
 	if (r == 0)
