@@ -137,6 +137,12 @@ struct upper_node {
 	TAILQ_ENTRY(upper_node) by_use;
 };
 
+/* Of a table by numbers. */
+static inline size_t upper_bucket(uint64_t key, size_t n_buckets)
+{
+	return (size_t)((key * UINT64_C(0x9e3779b97f4a7c15)) >> 32) & (n_buckets - 1);
+}
+
 struct upper_table {
 	struct upper_node **buckets;
 	size_t n_buckets, n;
@@ -229,12 +235,20 @@ void upper_content_close(struct upper *u, struct upper_node *n);
 void upper_content_remove(struct upper *u, uint64_t ino);
 /* Asks the host for size and times where they are not known. */
 int upper_content_stat(struct upper *u, struct upper_node *n);
+/* Where the part of granule @g that may be below ends. */
+uint64_t upper_granule_end(const struct upper_node *n, uint64_t g);
+bool upper_is_below(const struct upper_node *n, uint64_t g);
+/* The bytes of [off, end) from the first to the last that is below; false: there is none. */
+bool upper_span_below(const struct upper_node *n, uint64_t off, uint64_t end, uint64_t *a,
+		      uint64_t *b);
+uint64_t upper_content_size(const struct upper_node *n); /* after upper_content_stat */
 int upper_resize(struct upper *u, struct upper_node *n, uint64_t size, struct err *err);
+int upper_reaper_start(struct upper *u, struct err *err);
+void upper_reaper_stop(struct upper *u);
+/* (upper_read.c) */
 int64_t upper_read(struct tree *t, uint64_t id, uint64_t off, void *dst, size_t len, blob_done done,
 		   void *arg, struct err *err);
 int upper_seek_data(struct tree *t, uint64_t id, uint64_t off, uint64_t *data, uint64_t *end);
-int upper_reaper_start(struct upper *u, struct err *err);
-void upper_reaper_stop(struct upper *u);
 
 /* ------------------------------------------------------------------ changing (upper_change.c) */
 
@@ -244,6 +258,9 @@ void upper_attr(struct upper *u, struct upper_node *n, struct attr *out);
  * 0 = it is held. */
 int upper_hold(struct upper *u, uint64_t id, struct upper_node **out, struct tree_wait *wait,
 	       struct err *err);
+/* A node for the inode @a of the tree below. @is_kept false: only in memory. */
+int upper_bind_attr(struct upper *u, const struct attr *a, uint64_t dir, const char *path,
+		    size_t path_len, bool is_kept, struct err *err);
 /* Statements for u->record. */
 void upper_put_inode(struct upper *u, const struct upper_node *n, const struct upper_inode *i);
 void upper_put_xattr(struct upper *u, uint64_t ino, const char *name, const void *value, size_t n);

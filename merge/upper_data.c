@@ -19,9 +19,6 @@
  * told to try again, and that attempt writes them: no thread waits, and none that brings bytes
  * from the network writes here.
  *
- * A read that needs bytes of both places reads those below first and then lays over them what is
- * here by that time, so that a write in between is never lost.
- *
  * Descriptors are kept for a while by use, not by open files of the mount: the kernel does not say
  * when those are closed. Content that nobody needs any more is unlinked by a thread of its own.
  */
@@ -204,30 +201,28 @@ void upper_content_remove(struct upper *u, uint64_t ino)
 
 /* ------------------------------------------------------------------ where bytes are */
 
-/* The part of granule @g that is below unless it is marked. */
-static uint64_t granule_end(const struct upper_node *n, uint64_t g)
+uint64_t upper_granule_end(const struct upper_node *n, uint64_t g)
 {
 	return MIN((g + 1) * GRANULE, n->i.limit);
 }
 
-static bool is_below(const struct upper_node *n, uint64_t g)
+bool upper_is_below(const struct upper_node *n, uint64_t g)
 {
 	return n->i.content != CONTENT_HERE && g * GRANULE < n->i.limit && !upper_is_marked(n, g);
 }
 
-/* The bytes of [off, end) from the first to the last that is below; false: there is none. */
-static bool span_below(const struct upper_node *n, uint64_t off, uint64_t end, uint64_t *a,
-		       uint64_t *b)
+bool upper_span_below(const struct upper_node *n, uint64_t off, uint64_t end, uint64_t *a,
+		      uint64_t *b)
 {
 	bool found = false;
 
 	end = MIN(end, n->i.limit);
 	for (uint64_t g = off / GRANULE; off < end && g * GRANULE < end; g++) {
-		if (!is_below(n, g))
+		if (!upper_is_below(n, g))
 			continue;
 		if (!found)
 			*a = MAX(off, g * GRANULE);
-		*b = MIN(end, granule_end(n, g));
+		*b = MIN(end, upper_granule_end(n, g));
 		found = true;
 	}
 	return found;
@@ -238,7 +233,7 @@ static bool has_below(struct upper_node *n)
 {
 	while (upper_is_marked(n, n->first_below))
 		n->first_below++;
-	return is_below(n, n->first_below);
+	return upper_is_below(n, n->first_below);
 }
 
 /* From now on content is here: a host file that is as long, of which nothing was written. */
@@ -265,7 +260,7 @@ static int mark(struct upper *u, struct upper_node *n, uint64_t first, uint64_t 
 {
 	for (uint64_t g = first; g < end;) {
 		uint64_t from = g;
-		while (g < end && is_below(n, g))
+		while (g < end && upper_is_below(n, g))
 			g++;
 		if (g > from)
 			upper_item_put(&u->record, &(struct upper_item){.kind = UPPER_DATA,
@@ -323,8 +318,8 @@ static int fill_install(struct upper *u, struct upper_node *n, struct upper_fill
 		return r < 0 ? r : err_set(err, fd, "%s: %s", u->path, strerror(-fd));
 	end = MIN(end, n->i.limit);
 	for (uint64_t g = f->off / GRANULE; r == 0 && g * GRANULE < end; g++) {
-		uint64_t a = MAX(f->off, g * GRANULE), b = granule_end(n, g);
-		if (is_below(n, g))
+		uint64_t a = MAX(f->off, g * GRANULE), b = upper_granule_end(n, g);
+		if (upper_is_below(n, g))
 			r = pwrite_full(fd, f->bytes + (a - f->off), b - a, a);
 	}
 	n->is_fresh = false;
@@ -401,18 +396,18 @@ static bool must_fill(const struct upper_node *n, uint64_t off, uint64_t end, ui
 	uint64_t stop = MIN(end, n->i.limit);
 
 	for (uint64_t g = off / GRANULE; off < stop && g * GRANULE < stop; g++) {
-		bool covers = off <= g * GRANULE && end >= granule_end(n, g) && end <= size;
+		bool covers = off <= g * GRANULE && end >= upper_granule_end(n, g) && end <= size;
 
-		if (!is_below(n, g) || covers)
+		if (!upper_is_below(n, g) || covers)
 			continue;
 		*a = g * GRANULE;
-		*b = granule_end(n, g);
+		*b = upper_granule_end(n, g);
 		return true;
 	}
 	return false;
 }
 
-static uint64_t size_of(const struct upper_node *n)
+uint64_t upper_content_size(const struct upper_node *n)
 {
 	return n->i.content == CONTENT_BELOW ? n->i.size : n->host_size;
 }
@@ -434,7 +429,7 @@ static int prepare(struct upper *u, uint64_t id, uint64_t off, uint64_t end,
 	}
 	do {
 		r = upper_content_stat(u, n);
-		if (r == 0 && must_fill(n, off, end, size_of(n), &a, &b)) {
+		if (r == 0 && must_fill(n, off, end, upper_content_size(n), &a, &b)) {
 			r = fill(u, n, a, b, wait, err);
 			if (r < 0)
 				return r; /* the lock is gone */
@@ -559,196 +554,6 @@ int64_t upper_copy_range(struct upper *u, uint64_t from, uint64_t from_off, uint
 	}
 	pthread_mutex_unlock(&u->lock);
 	return n;
-}
-
-/* ------------------------------------------------------------------ reading */
-
-/* A read whose bytes below are on their way. */
-struct overlaid {
-	struct upper *u;
-	uint64_t id, off, below_off;
-	uint8_t *dst;
-	size_t len, below_len;
-	blob_done done;
-	void *arg;
-};
-
-static int read_host(int fd, uint8_t *dst, uint64_t off, size_t len)
-{
-	while (len) {
-		ssize_t n = pread(fd, dst, len, (off_t)off);
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n < 0)
-			return -errno;
-		if (n == 0) {
-			memset(dst, 0, len);
-			break;
-		}
-		dst += n;
-		off += (uint64_t)n;
-		len -= (size_t)n;
-	}
-	return 0;
-}
-
-/* With the lock: lays what is here over what was read below. */
-static int lay_over(struct upper *u, struct upper_node *n, uint64_t off, uint8_t *dst, size_t len)
-{
-	uint64_t end = off + len;
-	int fd = upper_content_open(u, n, true);
-	int r = MIN(fd, 0);
-
-	for (uint64_t at = off; r == 0 && at < end;) {
-		uint64_t g = at / GRANULE;
-		uint64_t stop = MIN(end, (g + 1) * GRANULE);
-		if (is_below(n, g))
-			at = MAX(at, granule_end(n, g));
-		if (at < stop)
-			r = read_host(fd, dst + (at - off), at, stop - at);
-		at = stop;
-	}
-	return r;
-}
-
-static int64_t overlaid_end(struct overlaid *o, int64_t result)
-{
-	struct upper *u = o->u;
-	int r = (int)MIN(result, (int64_t)0);
-
-	if (r == 0 && (size_t)result < o->below_len)
-		memset(o->dst + (o->below_off - o->off) + result, 0, o->below_len - (size_t)result);
-	pthread_mutex_lock(&u->lock);
-	struct upper_node *n = upper_by_id(u, o->id);
-	if (r == 0 && !n)
-		r = -ESTALE;
-	if (r == 0)
-		r = lay_over(u, n, o->off, o->dst, o->len);
-	pthread_mutex_unlock(&u->lock);
-	return r < 0 ? r : (int64_t)o->len;
-}
-
-static void overlaid_done(void *arg, int64_t result, const struct err *err)
-{
-	struct overlaid *o = arg;
-	struct upper *u = o->u;
-	int64_t r = overlaid_end(o, result);
-
-	o->done(o->arg, r, r < 0 ? err : NULL);
-	free(o);
-	tree_unref(&u->tree);
-}
-
-static int64_t read_overlaid(struct upper *u, uint64_t below, struct overlaid o, struct err *err)
-{
-	struct overlaid *copy = malloc(sizeof(*copy));
-
-	if (!copy)
-		return -ENOMEM;
-	*copy = o;
-	tree_ref(&u->tree);
-	int64_t r = below ? tree_read(u->below, below, o.below_off, o.dst + (o.below_off - o.off),
-				      o.below_len, o.done ? overlaid_done : NULL, copy, err)
-			  : -ESTALE;
-	if (r == -EINPROGRESS)
-		return r;
-	r = overlaid_end(copy, r);
-	free(copy);
-	tree_unref(&u->tree);
-	return r;
-}
-
-/* With the lock, which is gone afterwards. */
-static int64_t read_node(struct upper *u, struct upper_node *n, struct overlaid *o, struct err *err)
-{
-	uint64_t size, a, b, below = n->below;
-	int r = upper_content_stat(u, n);
-
-	size = size_of(n);
-	o->len = o->off >= size ? 0 : (size_t)MIN((uint64_t)o->len, size - o->off);
-	bool is_mixed = r == 0 && n->i.content == CONTENT_PART &&
-			span_below(n, o->off, o->off + o->len, &a, &b);
-	if (r == 0 && !is_mixed && o->len)
-		r = lay_over(u, n, o->off, o->dst, o->len);
-	pthread_mutex_unlock(&u->lock);
-	if (!is_mixed)
-		return r < 0 ? err_set(err, r, "%s: %s", u->path, strerror(-r)) : (int64_t)o->len;
-	o->below_off = a;
-	o->below_len = (size_t)(b - a);
-	return read_overlaid(u, below, *o, err);
-}
-
-int64_t upper_read(struct tree *t, uint64_t id, uint64_t off, void *dst, size_t len, blob_done done,
-		   void *arg, struct err *err)
-{
-	struct upper *u = upper_of(t);
-	struct overlaid o = {
-		.u = u, .id = id, .off = off, .dst = dst, .len = len, .done = done, .arg = arg};
-
-	pthread_mutex_lock(&u->lock);
-	struct upper_node *n = upper_by_id(u, id);
-	if (n && n->i.type != NODE_FILE) {
-		pthread_mutex_unlock(&u->lock);
-		return -EINVAL;
-	}
-	if (n && n->i.content != CONTENT_BELOW)
-		return read_node(u, n, &o, err);
-	uint64_t below = n ? n->below : upper_is_new(u, id) ? 0 : id;
-	pthread_mutex_unlock(&u->lock);
-	if (!below)
-		return -ESTALE;
-	return tree_read(u->below, below, off, dst, len, done, arg, err);
-}
-
-/* The first data of the host's file at or after @off. */
-static int seek_host(int fd, uint64_t off, uint64_t *data, uint64_t *end)
-{
-	off_t a = lseek(fd, (off_t)off, SEEK_DATA);
-
-	if (a < 0)
-		return errno == ENXIO ? -ENODATA : -errno;
-	off_t b = lseek(fd, a, SEEK_HOLE);
-	if (b < 0)
-		return -errno;
-	*data = (uint64_t)a;
-	*end = (uint64_t)b;
-	return 0;
-}
-
-static int seek_below(struct upper *u, uint64_t below, uint64_t off, uint64_t size, uint64_t *data,
-		      uint64_t *end)
-{
-	if (u->below->ops->seek_data)
-		return tree_seek_data(u->below, below, off, data, end);
-	*data = off;
-	*end = size;
-	return off < size ? 0 : -ENODATA;
-}
-
-int upper_seek_data(struct tree *t, uint64_t id, uint64_t off, uint64_t *data, uint64_t *end)
-{
-	struct upper *u = upper_of(t);
-	struct attr attr;
-	int r;
-
-	pthread_mutex_lock(&u->lock);
-	struct upper_node *n = upper_by_id(u, id);
-	if (!n || n->i.content == CONTENT_BELOW) {
-		uint64_t below = n ? n->below : id;
-		pthread_mutex_unlock(&u->lock);
-		r = tree_getattr(u->below, below, &attr, NULL, NULL);
-		return r < 0 ? r : seek_below(u, below, off, attr.size, data, end);
-	}
-	r = upper_content_stat(u, n);
-	if (r == 0 && n->i.content == CONTENT_PART && off < n->i.limit) {
-		*data = off; /* what holes there are below does not matter any more */
-		*end = n->i.limit;
-	} else if (r == 0) {
-		int fd = upper_content_open(u, n, false);
-		r = fd == -ENOENT ? -ENODATA : fd < 0 ? fd : seek_host(fd, off, data, end);
-	}
-	pthread_mutex_unlock(&u->lock);
-	return r;
 }
 
 /* ------------------------------------------------------------------ syncing */

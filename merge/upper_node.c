@@ -10,10 +10,6 @@
  *
  * Memory is changed by upper_apply and nowhere else, be it that an operation is carried out or that
  * a journal is read again. So what comes back after a crash is what was there.
- *
- * The table of what is known to the kernel counts for how often it was told of an inode, which it
- * says back when it forgets it, and keeps the name by which it was last told: a change of an inode
- * of the tree below is recorded under a name there.
  */
 
 #include "merge/upper-internal.h"
@@ -21,11 +17,6 @@
 #define FIRST_BUCKETS 16
 
 /* ------------------------------------------------------------------ tables */
-
-static size_t bucket_of(uint64_t key, size_t n_buckets)
-{
-	return (size_t)((key * UINT64_C(0x9e3779b97f4a7c15)) >> 32) & (n_buckets - 1);
-}
 
 static uint64_t node_key(const struct upper_node *n, bool by_below)
 {
@@ -49,7 +40,8 @@ static int table_grow(struct upper_table *t, bool by_below)
 		return -ENOMEM;
 	for (size_t i = 0; i < t->n_buckets; i++) {
 		for (struct upper_node *node = t->buckets[i], *next; node; node = next) {
-			struct upper_node **to = &buckets[bucket_of(node_key(node, by_below), n)];
+			struct upper_node **to =
+				&buckets[upper_bucket(node_key(node, by_below), n)];
 
 			next = *node_next(node, by_below);
 			*node_next(node, by_below) = *to;
@@ -64,7 +56,7 @@ static int table_grow(struct upper_table *t, bool by_below)
 
 static void table_insert(struct upper_table *t, struct upper_node *n, bool by_below)
 {
-	struct upper_node **to = &t->buckets[bucket_of(node_key(n, by_below), t->n_buckets)];
+	struct upper_node **to = &t->buckets[upper_bucket(node_key(n, by_below), t->n_buckets)];
 
 	*node_next(n, by_below) = *to;
 	*to = n;
@@ -73,7 +65,7 @@ static void table_insert(struct upper_table *t, struct upper_node *n, bool by_be
 
 static void table_remove(struct upper_table *t, struct upper_node *n, bool by_below)
 {
-	struct upper_node **at = &t->buckets[bucket_of(node_key(n, by_below), t->n_buckets)];
+	struct upper_node **at = &t->buckets[upper_bucket(node_key(n, by_below), t->n_buckets)];
 
 	while (*at != n)
 		at = node_next(*at, by_below);
@@ -85,7 +77,7 @@ static struct upper_node *table_find(const struct upper_table *t, uint64_t key, 
 {
 	if (!t->n_buckets)
 		return NULL;
-	struct upper_node *n = t->buckets[bucket_of(key, t->n_buckets)];
+	struct upper_node *n = t->buckets[upper_bucket(key, t->n_buckets)];
 	while (n && node_key(n, by_below) != key)
 		n = *node_next(n, by_below);
 	return n;
@@ -610,117 +602,4 @@ void upper_node_put(struct upper *u, const struct upper_node *n, struct strbuf *
 							.value = n->xattrs.items[i].value,
 							.value_len = n->xattrs.items[i].len});
 	put_marks(n, to);
-}
-
-/* ------------------------------------------------------------------ what the kernel knows */
-
-struct upper_known *upper_known_find(const struct upper *u, uint64_t id)
-{
-	if (!u->n_known_buckets)
-		return NULL;
-	struct upper_known *k = u->known[bucket_of(id, u->n_known_buckets)];
-	while (k && k->id != id)
-		k = k->next;
-	return k;
-}
-
-static struct upper_known **known_slot(struct upper *u, uint64_t id)
-{
-	struct upper_known **at = &u->known[bucket_of(id, u->n_known_buckets)];
-
-	while (*at && (*at)->id != id)
-		at = &(*at)->next;
-	return at;
-}
-
-static int known_grow(struct upper *u)
-{
-	size_t n = MAX(u->n_known_buckets * 2, (size_t)1024);
-	struct upper_known **buckets;
-
-	if (u->n_known < u->n_known_buckets)
-		return 0;
-	buckets = calloc(n, sizeof(*buckets)); /* NOLINT: pointers to what is meant */
-	if (!buckets)
-		return -ENOMEM;
-	for (size_t i = 0; i < u->n_known_buckets; i++) {
-		for (struct upper_known *k = u->known[i], *next; k; k = next) {
-			struct upper_known **to = &buckets[bucket_of(k->id, n)];
-			next = k->next;
-			k->next = *to;
-			*to = k;
-		}
-	}
-	free(u->known);
-	u->known = buckets;
-	u->n_known_buckets = n;
-	return 0;
-}
-
-/* Without memory nothing is noted: an inode then goes earlier than it might. */
-void upper_seen(struct upper *u, uint64_t id, uint64_t dir, const char *name, size_t len)
-{
-	if (len > UINT8_MAX)
-		return;
-	pthread_mutex_lock(&u->lock);
-	if (known_grow(u) == 0) {
-		struct upper_known **at = known_slot(u, id), *k = *at;
-		uint64_t n = k ? k->n : 0;
-		if (k && !len) { /* found again by its number only */
-			k->n++;
-			pthread_mutex_unlock(&u->lock);
-			return;
-		}
-		if (!k || k->len < len) {
-			struct upper_known *more = realloc(k, sizeof(*k) + len);
-			if (more && !k) {
-				more->next = NULL;
-				u->n_known++;
-			}
-			k = more ? more : NULL;
-			if (k)
-				*at = k;
-		}
-		if (k) {
-			k->id = id;
-			k->dir = dir;
-			k->n = n + 1;
-			k->len = (uint8_t)len;
-			memcpy(k->name, name, len);
-		}
-	}
-	pthread_mutex_unlock(&u->lock);
-}
-
-void upper_forget(struct upper *u, uint64_t id, uint64_t n)
-{
-	pthread_mutex_lock(&u->lock);
-	struct upper_known **at = u->n_known_buckets ? known_slot(u, id) : NULL;
-	struct upper_known *k = at ? *at : NULL;
-	bool is_last = !k || k->n <= n;
-	if (k && is_last) {
-		*at = k->next;
-		u->n_known--;
-		free(k);
-	} else if (k) {
-		k->n -= n;
-	}
-	struct upper_node *node = is_last ? upper_by_id(u, id) : NULL;
-	if (node && node->is_orphan && !node->fill) {
-		if (node->i.content != CONTENT_BELOW)
-			upper_content_remove(u, node->ino);
-		upper_node_drop(u, node);
-	}
-	pthread_mutex_unlock(&u->lock);
-}
-
-void upper_known_deinit(struct upper *u)
-{
-	for (size_t i = 0; i < u->n_known_buckets; i++) {
-		for (struct upper_known *k = u->known[i], *next; k; k = next) {
-			next = k->next;
-			free(k);
-		}
-	}
-	free(u->known);
 }
