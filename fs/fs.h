@@ -29,7 +29,7 @@ struct mount_options {
 	uint32_t uid, gid;
 	uint64_t deadline_ms; /* 0 = 60 s */
 	/* The mount can be written, and the tree is this upper's. Borrowed for as long as the session
-	 * lives. NULL: it cannot. */
+	 * lives. NULL: it cannot. Then data is DATA_NOOPEN unless DATA_OPEN is asked for. */
 	struct upper *upper;
 	/* Called once, on the thread of session_run, when getattr of the root has been answered. */
 	void (*on_ready)(void *arg);

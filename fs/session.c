@@ -313,6 +313,8 @@ int session_new(struct session **out, struct tree *tree, const struct mount_opti
 	}
 	if (tree->is_live)
 		session_set_data(s, DATA_OPEN, "some of the tree may change at any time");
+	else if (options->upper && options->data != DATA_OPEN)
+		session_set_data(s, DATA_NOOPEN, "what can be written goes by request");
 	else if (options->data == DATA_NOOPEN || options->data == DATA_OPEN)
 		session_set_data(s, options->data, "asked for");
 	else

@@ -27,7 +27,7 @@
  * the same tree again (below_key) ids are believed; over another, or a live one, whose ids mean
  * nothing after the server's end, the inodes are found again by their paths.
  *
- * Memory holds all nodes, for lookups need them: about 300 bytes for an inode and its name. Every
+ * Memory holds all nodes, for lookups need them: some 500 bytes for an inode and its name. Every
  * operation is one record: written, then applied (upper_change.c, upper_node.c); reading the
  * journal again applies the same records.
  *
@@ -260,7 +260,7 @@ int upper_close(struct upper *u, struct err *err)
 	while (!TAILQ_EMPTY(&u->open))
 		upper_content_close(u, TAILQ_FIRST(&u->open));
 	if (!u->is_scratch && !u->is_broken)
-		r = upper_journal_trim(u, err);
+		upper_journal_trim(u, NULL); /* a full disk may keep the longer one */
 	pthread_mutex_unlock(&u->lock);
 	if (u->is_scratch)
 		remove_scratch(u);

@@ -86,8 +86,10 @@ int upper_commit(struct upper *u, bool is_kept, struct err *err)
 	}
 	strbuf_clear(record);
 	upper_record_begin(record);
-	if (r == 0 && u->journal_size > TRIM_MIN && u->journal_size / TRIM_FACTOR > u->journal_base)
-		return upper_journal_trim(u, err);
+	/* The change is made, whatever comes of this: where it fails, later is early enough. */
+	if (r == 0 && u->journal_size > TRIM_MIN &&
+	    u->journal_size / TRIM_FACTOR > u->journal_base && upper_journal_trim(u, NULL) < 0)
+		u->journal_base = u->journal_size;
 	return r;
 }
 
@@ -332,8 +334,16 @@ int upper_journal_open(struct upper *u, struct err *err)
 	r = read_again(u, &is_same, err);
 	if (r == 0 && !is_same)
 		r = bind_again(u, err);
-	/* Rewritten at once: what was torn is gone, and the ids are those of now. */
-	return r < 0 ? r : upper_journal_trim(u, err);
+	if (r < 0)
+		return r;
+	/* Rewritten at once: what was torn is gone, and the ids are those of now. On a full disk it
+	 * has to do as it is, unless its ids mean something else. */
+	r = upper_journal_trim(u, err);
+	if (r < 0 && is_same && ftruncate(u->journal_fd, (off_t)u->journal_size) == 0) {
+		u->journal_base = u->journal_size;
+		return 0;
+	}
+	return r;
 }
 
 void upper_journal_close(struct upper *u)

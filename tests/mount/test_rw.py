@@ -364,6 +364,13 @@ def test_status_says_that_it_can_be_written(llbfs, image, work):
     with mount_rw(llbfs, image, f"{work}/u") as m:
         status = m.status()
         assert status["rw"] is True and status["upper"] == f"{work}/u"
+        assert status["data"] == "noopen" and status["data_reason"]
+    for data in ("open", "passthrough"):
+        with mount_rw(llbfs, image, None, ["-o", f"data={data}"]) as m:
+            with open(m / "big", "r+b", buffering=0) as f:
+                f.write(b"NEW")
+                assert os.pread(f.fileno(), 5, 0) == b"NEW" + NOISE[3:5]
+            assert m.status()["data"] == ("open" if data == "open" else "noopen")
     llbfs.run("mount", "--upper", f"{work}/u", image.ref, f"{work}/mnt", code=2)
 
 
@@ -434,3 +441,33 @@ def test_fsx(llbfs, image, work):
     with mount_rw(llbfs, image, f"{work}/u") as m:
         for seed, name in ((1, "fresh"), (2, "big"), (3, "d1/f")):
             subprocess.run([fsx, m / name, str(seed), "6000"], check=True, timeout=300)
+
+
+def test_a_full_disk_says_so_and_loses_nothing(llbfs, image, work):
+    disk = f"{work}/disk"
+    os.mkdir(disk)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "none", disk], check=True)
+    try:
+        with mount_rw(llbfs, image, f"{disk}/u") as m:
+            with pytest.raises(OSError) as error:
+                for i in range(100):
+                    with open(m / f"n{i}", "xb", buffering=0) as f:
+                        f.write(NOISE[:100_000])
+            assert error.value.errno == errno.ENOSPC
+            with pytest.raises(OSError) as error:
+                for i in range(100_000):
+                    open(m / f"{i:0200}", "x").close()
+            assert error.value.errno == errno.ENOSPC
+            os.unlink(m / "n3")
+            program.wait_until(lambda: os.statvfs(m.path).f_bavail)
+            with open(m / "a", "r+b") as f:
+                f.write(b"A")
+            with pytest.raises(OSError):  # and ends with a full disk
+                with open(m / "b", "r+b", buffering=0) as f:
+                    for i in range(100):
+                        os.pwrite(f.fileno(), NOISE[:50_000], 70_000 + i * 50_000)
+            before = writing.look(m.path)
+        with mount_rw(llbfs, image, f"{disk}/u") as m:
+            listing.assert_equal(before, writing.look(m.path))
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
