@@ -243,7 +243,6 @@ bool upper_span_below(const struct upper_node *n, uint64_t off, uint64_t end, ui
 		      uint64_t *b);
 uint64_t upper_content_size(const struct upper_node *n); /* after upper_content_stat */
 int upper_resize(struct upper *u, struct upper_node *n, uint64_t size, struct err *err);
-int upper_reaper_start(struct upper *u, struct err *err);
 void upper_reaper_stop(struct upper *u);
 /* (upper_read.c) */
 int64_t upper_read(struct tree *t, uint64_t id, uint64_t off, void *dst, size_t len, blob_done done,
@@ -261,6 +260,9 @@ int upper_hold(struct upper *u, uint64_t id, struct upper_node **out, struct tre
 /* A node for the inode @a of the tree below. @is_kept false: only in memory. */
 int upper_bind_attr(struct upper *u, const struct attr *a, uint64_t dir, const char *path,
 		    size_t path_len, bool is_kept, struct err *err);
+/* Before something is made in @dir, without the lock: a default ACL that the folder has in the tree
+ * below becomes its own. (upper_set.c) */
+int upper_own_default_acl(struct upper *u, uint64_t dir, struct tree_wait *wait, struct err *err);
 /* Statements for u->record. */
 void upper_put_inode(struct upper *u, const struct upper_node *n, const struct upper_inode *i);
 void upper_put_xattr(struct upper *u, uint64_t ino, const char *name, const void *value, size_t n);

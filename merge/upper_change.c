@@ -229,7 +229,9 @@ int upper_create(struct upper *u, uint64_t dir, const char *name, size_t len,
 	struct spot s;
 	int64_t ino = 0;
 
-	int r = spot_find(u, dir, name, len, &s, wait, err);
+	int r = upper_own_default_acl(u, dir, wait, err);
+	if (r == 0)
+		r = spot_find(u, dir, name, len, &s, wait, err);
 	if (r < 0)
 		return r;
 	if (s.exists)
@@ -256,7 +258,9 @@ int upper_create_tmp(struct upper *u, uint64_t dir, const struct upper_make *wha
 {
 	struct upper_node *d;
 
-	int r = upper_hold(u, dir, &d, wait, err);
+	int r = upper_own_default_acl(u, dir, wait, err);
+	if (r == 0)
+		r = upper_hold(u, dir, &d, wait, err);
 	if (r < 0)
 		return r;
 	int64_t ino = d->is_orphan ? -ENOENT : put_new(u, d, what, upper_now());

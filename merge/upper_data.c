@@ -163,7 +163,7 @@ static void *reaper_main(void *arg)
 }
 
 /* Its thread begins with the first work: a mount forks before it serves. */
-int upper_reaper_start(struct upper *u, struct err *err)
+static int start_reaper(struct upper *u, struct err *err)
 {
 	int r = u->has_reaper ? 0 : pthread_create(&u->reaper, NULL, reaper_main, u);
 
@@ -188,7 +188,7 @@ void upper_reaper_stop(struct upper *u)
 void upper_content_remove(struct upper *u, uint64_t ino)
 {
 	char name[32];
-	uint64_t *slot = upper_reaper_start(u, NULL) == 0 ? vec_push(&u->dead) : NULL;
+	uint64_t *slot = start_reaper(u, NULL) == 0 ? vec_push(&u->dead) : NULL;
 
 	if (slot) {
 		*slot = ino;

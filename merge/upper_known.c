@@ -36,7 +36,7 @@ static int known_grow(struct upper *u)
 
 	if (u->n_known < u->n_known_buckets)
 		return 0;
-	buckets = calloc(n, sizeof(*buckets)); /* NOLINT: pointers to what is meant */
+	buckets = calloc(n, sizeof(*buckets));
 	if (!buckets)
 		return -ENOMEM;
 	for (size_t i = 0; i < u->n_known_buckets; i++) {

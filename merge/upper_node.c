@@ -35,7 +35,7 @@ static int table_grow(struct upper_table *t, bool by_below)
 
 	if (t->n < t->n_buckets)
 		return 0;
-	buckets = calloc(n, sizeof(*buckets)); /* NOLINT: pointers to what is meant */
+	buckets = calloc(n, sizeof(*buckets));
 	if (!buckets)
 		return -ENOMEM;
 	for (size_t i = 0; i < t->n_buckets; i++) {
@@ -247,7 +247,7 @@ static int dir_grow(struct upper_dir *d)
 
 	if (d->n_entries < d->n_buckets)
 		return 0;
-	buckets = calloc(n, sizeof(*buckets)); /* NOLINT: pointers to what is meant */
+	buckets = calloc(n, sizeof(*buckets));
 	if (!buckets)
 		return -ENOMEM;
 	free(d->buckets);

@@ -107,6 +107,19 @@ static int has_xattr(struct upper *u, uint64_t id, const char *name, struct err 
 	return tree_xattrs(u->below, below, has_name, (void *)name, err);
 }
 
+int upper_own_default_acl(struct upper *u, uint64_t dir, struct tree_wait *wait, struct err *err)
+{
+	struct upper_node *n;
+
+	int r = has_xattr(u, dir, ACL_DEFAULT, err);
+	if (r <= 0)
+		return r;
+	r = hold_xattrs(u, dir, &n, wait, err);
+	if (r == 0)
+		pthread_mutex_unlock(&u->lock);
+	return r;
+}
+
 /* Puts an ACL that follows the new mode into the record. */
 static int put_chmod_acl(struct upper *u, const struct upper_node *n, uint32_t mode)
 {

@@ -254,10 +254,28 @@ def test_setuid_goes_when_others_write(llbfs, image):
             assert stat.S_IMODE(os.stat(path).st_mode) == 0o755
 
 
-def test_acls(llbfs, image):
-    def acl(*entries):
-        return struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *e) for e in entries)
+def acl(*entries):
+    return struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *e) for e in entries)
 
+
+def test_acls_of_what_lies_below(llbfs, plain):
+    none = 0xffffffff
+    full = acl((1, 6, none), (2, 7, 1000), (4, 4, none), (16, 7, none), (32, 0, none))
+    os.setxattr(f"{plain}/d1", "system.posix_acl_default", full)
+    os.setxattr(f"{plain}/a", "system.posix_acl_access", full)
+    with mount_rw(llbfs, plain) as m:
+        open(m / "d1/new", "x").close()
+        os.mkdir(m / "d1/d1/none")
+        assert os.getxattr(m / "d1/new", "system.posix_acl_access") == acl(
+            (1, 6, none), (2, 7, 1000), (4, 4, none), (16, 6, none), (32, 0, none))
+        assert os.listxattr(m / "d1/d1/none") == []
+        os.chmod(m / "a", 0o604)
+        assert os.getxattr(m / "a", "system.posix_acl_access") == acl(
+            (1, 6, none), (2, 7, 1000), (4, 4, none), (16, 0, none), (32, 4, none))
+    assert os.getxattr(f"{plain}/a", "system.posix_acl_access") == full
+
+
+def test_acls(llbfs, image):
     none = 0xffffffff
     full = acl((1, 6, none), (2, 7, 1000), (4, 4, none), (16, 7, none), (32, 0, none))
     with mount_rw(llbfs, image) as m:
@@ -272,6 +290,8 @@ def test_acls(llbfs, image):
             (1, 6, none), (2, 7, 1000), (4, 4, none), (16, 6, none), (32, 0, none))
         os.mkdir(m / "d1/sub")
         assert os.getxattr(m / "d1/sub", "system.posix_acl_default") == full
+        subprocess.run(["cp", "-a", m / "d1", m / "d9"], check=True)
+        assert os.getxattr(m / "d9", "system.posix_acl_default") == full
         os.setxattr(m / "a", "system.posix_acl_access",
                     acl((1, 7, none), (4, 5, none), (32, 5, none)))
         assert "system.posix_acl_access" not in os.listxattr(m / "a")
