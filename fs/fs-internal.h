@@ -30,7 +30,36 @@
 
 /* ------------------------------------------------------------------ requests */
 
-enum call_op { CALL_LOOKUP, CALL_GETATTR, CALL_READDIR, CALL_OPEN, CALL_READ, CALL_LSEEK };
+enum call_op {
+	CALL_LOOKUP,
+	CALL_GETATTR,
+	CALL_READDIR,
+	CALL_OPEN,
+	CALL_READ,
+	CALL_LSEEK,
+	/* of mounts that can be written: change.c, change_data.c */
+	CALL_CREATE,
+	CALL_REMOVE,
+	CALL_RENAME,
+	CALL_LINK,
+	CALL_SETATTR,
+	CALL_SETXATTR,
+	CALL_WRITE,
+	CALL_ALLOCATE,
+};
+
+/* What a change needs besides. */
+struct change_args {
+	struct upper_make make;
+	struct upper_set set;
+	uint64_t to;	   /* LINK, RENAME: the other folder */
+	int flags;	   /* of RENAME, SETXATTR; the mode of fallocate */
+	bool is_dir;	   /* REMOVE */
+	bool opens;	   /* CREATE: the kernel wants it open */
+	bool kills_suid;   /* WRITE */
+	const char *text;  /* RENAME: the new name; CREATE: a link's target; SETXATTR: the name */
+	const void *value; /* SETXATTR (NULL removes), WRITE: size bytes */
+};
 
 /* All that is needed to carry a request out, again if need be. */
 struct call {
@@ -42,6 +71,7 @@ struct call {
 	int whence;	 /* LSEEK */
 	size_t name_len; /* LOOKUP */
 	char name[NAME_MAX + 1];
+	struct change_args w; /* of changes only */
 };
 
 struct parking;
@@ -96,6 +126,38 @@ void ops_start(const struct call *call);
 /* Replies to a call that failed with @code; see the comment there for what the kernel gets. */
 void ops_fail(struct session *s, const struct call *call, int code, const struct err *err);
 void ops_count(struct session *s);
+void ops_to_stat(const struct session *s, const struct attr *a, struct stat *st);
+void ops_to_entry(const struct session *s, const struct attr *a, struct fuse_entry_param *e);
+/* Takes a struct for the next request; NULL: none, and the call has failed. */
+struct parked *ops_take(const struct call *call);
+/* Carries out what was taken. */
+void ops_go(struct parked *p);
+
+/* ------------------------------------------------------------------ change.c, change_data.c
+ * Only for sessions with an upper. */
+
+void change_add_ops(struct fuse_lowlevel_ops *ops);
+void change_add_data_ops(struct fuse_lowlevel_ops *ops);
+int change_attempt(struct session *s, struct parked *p, struct err *err);
+int change_data_attempt(struct session *s, struct parked *p, struct err *err);
+/* Begins a call. @text and @value are copied. */
+void change_start(const struct call *call, const char *text, const void *value, size_t n);
+/* What the kernel gets for @code. */
+int change_errno(enum call_op op, int code);
+/* Times and links as the upper knows them. */
+void change_stat(const struct session *s, const struct attr *a, struct stat *st);
+/* The kernel is about to be told of an inode, or was not. */
+void change_seen(struct session *s, uint64_t id, uint64_t dir, const char *name, size_t len);
+void change_unseen(struct session *s, uint64_t id, uint64_t n);
+
+/* ------------------------------------------------------------------ syncer.c */
+
+/* Threads that wait for the disk. */
+struct syncer;
+int syncer_new(struct syncer **out, struct session *s);
+/* Syncs @id, or only names and attributes, and replies. */
+void syncer_add(struct syncer *y, fuse_req_t req, uint64_t id);
+void syncer_free(struct syncer *y); /* when all is done */
 
 /* ------------------------------------------------------------------ read.c */
 
@@ -119,13 +181,16 @@ int lseek_attempt(struct session *s, struct parked *p, struct err *err);
 struct init {
 	bool wants_passthrough;			  /* given by caller */
 	uint64_t unique;			  /* the request that is to be completed */
-	bool offers_parallel, offers_passthrough; /* by the kernel */
+	/* by the kernel */
+	bool offers_parallel, offers_passthrough, offers_killpriv;
 	bool has_passthrough;			  /* both sides agreed */
+	bool is_writable;			  /* given by caller */
+	bool kills_suid; /* the request at hand: setuid and setgid are to be taken away */
 };
 
 void init_op(void *userdata, struct fuse_conn_info *conn);
-/* Looks at every request; remembers INIT. */
-void init_see(struct init *init, const void *request, size_t len);
+/* Looks at every request; remembers INIT, and what libfuse does not hand on of others. */
+void init_see(struct init *init, void *request, size_t len);
 /* Completes the answer to INIT on its way out; leaves others alone. */
 void init_complete(struct init *init, struct iovec *iov, int count);
 
@@ -186,6 +251,7 @@ struct session {
 	int fd; /* of /dev/fuse, closed by libfuse; -1 before the mount */
 	struct init init;
 	struct passthrough passthrough;
+	struct syncer *syncer; /* NULL: nothing can be written */
 	int wake_fd; /* eventfd: something for the reading thread to look at */
 	struct sigaction old_actions[N_STOP_SIGNALS];
 	bool catches_signals;

@@ -28,6 +28,9 @@ struct mount_options {
 	bool has_uid, has_gid; /* show everything as owned by uid/gid */
 	uint32_t uid, gid;
 	uint64_t deadline_ms; /* 0 = 60 s */
+	/* The mount can be written, and the tree is this upper's. Borrowed for as long as the session
+	 * lives. NULL: it cannot. Then data is DATA_NOOPEN unless DATA_OPEN is asked for. */
+	struct upper *upper;
 	/* Called once, on the thread of session_run, when getattr of the root has been answered. */
 	void (*on_ready)(void *arg);
 	/* Chooses for DATA_AUTO, at the first open: true = passthrough. NULL: no-open. */

@@ -8,7 +8,10 @@
  *	PARALLEL_DIROPS	it is wanted by default and then forgotten. Without it the kernel looks up
  *			one name of a folder at a time, and a single name that waits for the
  *			network holds up all others of its folder;
- *	PASSTHROUGH	which came with libfuse 3.17.
+ *	PASSTHROUGH	which came with libfuse 3.17;
+ *	KILLPRIV_V2	for mounts that can be written: who takes setuid and capabilities away when
+ *			a file is written. Left to itself, the kernel asks for a file's
+ *			capabilities before each write.
  * So the question is read on its way in and the answer completed on its way out, through
  * fuse_session_custom_io. Where libfuse has set them already nothing changes.
  */
@@ -43,6 +46,13 @@ void init_op(void *userdata, struct fuse_conn_info *conn)
 		want(conn, FUSE_CAP_CACHE_SYMLINKS | FUSE_CAP_EXPLICIT_INVAL_DATA);
 		conn->want &= ~(unsigned)FUSE_CAP_AUTO_INVAL_DATA;
 	}
+	if (s->options.upper) {
+		/* ACLs and the umask are the upper's; a truncation comes as one, open or not. What
+		 * takes setuid away is agreed on in init_complete. */
+		want(conn, FUSE_CAP_POSIX_ACL | FUSE_CAP_DONT_MASK);
+		conn->want &= ~(unsigned)(FUSE_CAP_ATOMIC_O_TRUNC | FUSE_CAP_HANDLE_KILLPRIV |
+					  FUSE_CAP_WRITEBACK_CACHE);
+	}
 	conn->max_readahead = REPLY_MAX;
 	conn->max_write = REPLY_MAX; /* the bound on pages of a READ is derived from it */
 	/* Reads ahead that may be under way at once, so that they overlap on the network. */
@@ -51,15 +61,36 @@ void init_op(void *userdata, struct fuse_conn_info *conn)
 	conn->time_gran = 1;
 }
 
-void init_see(struct init *init, const void *request, size_t len)
+/* What libfuse leaves out of a request that changes something. */
+static void see_change(struct init *init, struct fuse_in_header *header, size_t len)
 {
-	const struct fuse_in_header *header = request;
+	const void *body = header + 1;
+
+	init->kills_suid = false;
+	if (len >= sizeof(*header) + sizeof(struct fuse_write_in) && header->opcode == FUSE_WRITE)
+		init->kills_suid =
+			((const struct fuse_write_in *)body)->write_flags & FUSE_WRITE_KILL_SUIDGID;
+	if (len >= sizeof(*header) + sizeof(struct fuse_setattr_in) &&
+	    header->opcode == FUSE_SETATTR)
+		init->kills_suid =
+			((const struct fuse_setattr_in *)body)->valid & FATTR_KILL_SUIDGID;
+	/* Alike but for its name, which is "/". */
+	if (header->opcode == FUSE_TMPFILE)
+		header->opcode = FUSE_CREATE;
+}
+
+void init_see(struct init *init, void *request, size_t len)
+{
+	struct fuse_in_header *header = request;
 	const struct fuse_init_in *in = (const void *)(header + 1);
 
+	if (init->is_writable && len >= sizeof(*header))
+		see_change(init, header, len);
 	if (len < sizeof(*header) + offsetof(struct fuse_init_in, flags2) ||
 	    header->opcode != FUSE_INIT)
 		return;
 	init->unique = header->unique;
+	init->offers_killpriv = in->flags & FUSE_HANDLE_KILLPRIV_V2;
 	init->offers_parallel = in->flags & FUSE_PARALLEL_DIROPS;
 	init->offers_passthrough = len >= sizeof(*header) + sizeof(*in) &&
 				   (in->flags & FUSE_INIT_EXT) && (in->flags2 & FLAGS2_PASSTHROUGH);
@@ -77,6 +108,8 @@ void init_complete(struct init *init, struct iovec *iov, int count)
 	struct fuse_init_out *out = iov[1].iov_base;
 	if (init->offers_parallel)
 		out->flags |= FUSE_PARALLEL_DIROPS;
+	if (init->offers_killpriv && init->is_writable)
+		out->flags |= FUSE_HANDLE_KILLPRIV_V2;
 	if (init->offers_passthrough && init->wants_passthrough) {
 		uint32_t depth = 1; /* backing files lie on a file system that is stacked on none */
 		out->flags |= FUSE_INIT_EXT;

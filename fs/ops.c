@@ -35,8 +35,13 @@
 static void describe(const struct call *call, char *out, size_t size)
 {
 	static const char *const names[] = {
-		[CALL_LOOKUP] = "lookup", [CALL_GETATTR] = "getattr", [CALL_READDIR] = "readdir",
-		[CALL_OPEN] = "open",	  [CALL_READ] = "read",	      [CALL_LSEEK] = "lseek",
+		[CALL_LOOKUP] = "lookup",   [CALL_GETATTR] = "getattr",
+		[CALL_READDIR] = "readdir", [CALL_OPEN] = "open",
+		[CALL_READ] = "read",	    [CALL_LSEEK] = "lseek",
+		[CALL_CREATE] = "create",   [CALL_REMOVE] = "remove",
+		[CALL_RENAME] = "rename",   [CALL_LINK] = "link",
+		[CALL_SETATTR] = "setattr", [CALL_SETXATTR] = "setxattr",
+		[CALL_WRITE] = "write",	    [CALL_ALLOCATE] = "fallocate",
 	};
 
 	if (call->op == CALL_LOOKUP)
@@ -66,11 +71,9 @@ static int kernel_errno(int code, bool names_a_file)
 	}
 }
 
-static void fail(struct session *s, fuse_req_t req, const char *what, bool names_a_file, int code,
+static void fail(struct session *s, fuse_req_t req, const char *what, int e, int code,
 		 const struct err *err)
 {
-	int e = kernel_errno(code, names_a_file);
-
 	if (e == EIO || e == ENOSPC || e == ENOMEM)
 		session_record(s, -e, what, err_text(err, code));
 	fuse_reply_err(req, e);
@@ -82,10 +85,13 @@ void ops_fail(struct session *s, const struct call *call, int code, const struct
 	/* A live tree's file may vanish between its lookup and any other request. */
 	bool names_a_file = call->op == CALL_LOOKUP || s->tree->is_live;
 
+	int e = call->op >= CALL_CREATE ? change_errno(call->op, code)
+					: kernel_errno(code, names_a_file);
+
 	describe(call, what, sizeof(what));
-	if (call->op == CALL_READ && kernel_errno(code, names_a_file) == EIO)
+	if (call->op == CALL_READ && e == EIO)
 		read_failed(s, call);
-	fail(s, call->req, what, names_a_file, code, err);
+	fail(s, call->req, what, e, code, err);
 }
 
 /* The same for a request that is never parked. */
@@ -95,7 +101,7 @@ static void fail_req(struct session *s, fuse_req_t req, const char *name, uint64
 	char what[sizeof(s->errors[0].what)];
 
 	snprintf(what, sizeof(what), "%s 0x%" PRIx64, name, id);
-	fail(s, req, what, s->tree->is_live, code, err);
+	fail(s, req, what, kernel_errno(code, s->tree->is_live), code, err);
 }
 
 /* ------------------------------------------------------------------ attributes */
@@ -124,7 +130,7 @@ static mode_t type_bits(uint8_t type)
 	return 0;
 }
 
-static void to_stat(const struct session *s, const struct attr *a, struct stat *st)
+void ops_to_stat(const struct session *s, const struct attr *a, struct stat *st)
 {
 	memset(st, 0, sizeof(*st));
 	st->st_ino = a->id;
@@ -140,6 +146,8 @@ static void to_stat(const struct session *s, const struct attr *a, struct stat *
 	st->st_mtim.tv_nsec = a->mtime_ns;
 	/* Layers record one time; atime is never touched in a mount without writes. */
 	st->st_atim = st->st_ctim = st->st_mtim;
+	if (s->options.upper)
+		change_stat(s, a, st);
 }
 
 static double timeout_of(const struct attr *a)
@@ -147,12 +155,12 @@ static double timeout_of(const struct attr *a)
 	return a->is_live ? 0 : FOREVER_S;
 }
 
-static void to_entry(const struct session *s, const struct attr *a, struct fuse_entry_param *e)
+void ops_to_entry(const struct session *s, const struct attr *a, struct fuse_entry_param *e)
 {
 	memset(e, 0, sizeof(*e));
 	e->ino = a->id;
 	e->attr_timeout = e->entry_timeout = timeout_of(a);
-	to_stat(s, a, &e->attr);
+	ops_to_stat(s, a, &e->attr);
 }
 
 /* ------------------------------------------------------------------ lookup and getattr */
@@ -193,9 +201,11 @@ static int lookup_attempt(struct session *s, struct parked *p, struct err *err)
 	} else if (r < 0) {
 		return r;
 	} else {
-		to_entry(s, &a, &e);
+		ops_to_entry(s, &a, &e);
+		change_seen(s, a.id, p->call.id, p->call.name, p->call.name_len);
 	}
-	fuse_reply_entry(p->call.req, &e);
+	if (fuse_reply_entry(p->call.req, &e) == -ENOENT && r == 0)
+		change_unseen(s, a.id, 1);
 	return 0;
 }
 
@@ -207,7 +217,7 @@ static int getattr_attempt(struct session *s, struct parked *p, struct err *err)
 	int r = tree_getattr(s->tree, p->call.id, &a, &p->wait, err);
 	if (r < 0)
 		return r;
-	to_stat(s, &a, &st);
+	ops_to_stat(s, &a, &st);
 	fuse_reply_attr(p->call.req, &st, timeout_of(&a));
 	if (p->call.id == TREE_ROOT)
 		session_root_answered(s);
@@ -264,8 +274,11 @@ static int list_one(void *arg, const char *name, size_t len, const struct attr *
 		return -ENAMETOOLONG;
 	memcpy(text, name, len);
 	text[len] = '\0';
-	to_entry(l->s, attr, &e);
-	return add_entry(l, text, &e, next + FIRST_ENTRY - 1) ? 0 : 1;
+	ops_to_entry(l->s, attr, &e);
+	if (!add_entry(l, text, &e, next + FIRST_ENTRY - 1))
+		return 1;
+	change_seen(l->s, attr->id, l->p->call.id, name, len);
+	return 0;
 }
 
 /* No node id: these two are not looked up, only named. */
@@ -388,19 +401,25 @@ static void listxattr_op(fuse_req_t req, fuse_ino_t ino, size_t size)
 static void statfs_op(fuse_req_t req, fuse_ino_t ino)
 {
 	struct statvfs st = {.f_bsize = BLOCK, .f_frsize = BLOCK, .f_namemax = NAME_MAX};
+	struct session *s = fuse_req_userdata(req);
 
-	ops_count(fuse_req_userdata(req));
+	ops_count(s);
+	if (s->options.upper) /* what can be written is another matter */
+		upper_statfs(s->options.upper, &st);
 	fuse_reply_statfs(req, &st);
 }
 
-/* Ids are stateless: nothing was remembered, so nothing is to be forgotten. */
+/* Ids are stateless: but for an upper's, nothing was remembered, so nothing is to be forgotten. */
 static void forget_op(fuse_req_t req, fuse_ino_t ino, uint64_t nlookup)
 {
+	change_unseen(fuse_req_userdata(req), ino, nlookup);
 	fuse_reply_none(req);
 }
 
 static void forget_multi_op(fuse_req_t req, size_t count, struct fuse_forget_data *forgets)
 {
+	for (size_t i = 0; i < count; i++)
+		change_unseen(fuse_req_userdata(req), forgets[i].ino, forgets[i].nlookup);
 	fuse_reply_none(req);
 }
 
@@ -426,6 +445,16 @@ static int attempt(struct session *s, struct parked *p, struct err *err)
 		return lseek_attempt(s, p, err);
 	case CALL_READ:
 		return read_attempt(s, p, err);
+	case CALL_CREATE:
+	case CALL_REMOVE:
+	case CALL_RENAME:
+	case CALL_LINK:
+	case CALL_SETATTR:
+	case CALL_SETXATTR:
+		return change_attempt(s, p, err);
+	case CALL_WRITE:
+	case CALL_ALLOCATE:
+		return change_data_attempt(s, p, err);
 	}
 	return -ENOSYS;
 }
@@ -451,21 +480,34 @@ bool ops_attempt(struct session *s, struct parked *p)
 	return false;
 }
 
-void ops_start(const struct call *call)
+struct parked *ops_take(const struct call *call)
 {
 	struct session *s = fuse_req_userdata(call->req);
 
 	ops_count(s);
 	if (!s->spare)
 		s->spare = parked_get(s->lot);
-	if (!s->spare) {
+	if (!s->spare)
 		ops_fail(s, call, -ENOMEM, NULL);
-		return;
-	}
-	/* The tail of the name is not worth copying. */
-	memcpy(&s->spare->call, call, offsetof(struct call, name) + call->name_len + 1);
-	if (ops_attempt(s, s->spare))
+	else /* The tail of the name is not worth copying. */
+		memcpy(&s->spare->call, call, offsetof(struct call, name) + call->name_len + 1);
+	return s->spare;
+}
+
+void ops_go(struct parked *p)
+{
+	struct session *s = fuse_req_userdata(p->call.req);
+
+	if (ops_attempt(s, p))
 		s->spare = NULL;
+}
+
+void ops_start(const struct call *call)
+{
+	struct parked *p = ops_take(call);
+
+	if (p)
+		ops_go(p);
 }
 
 const struct fuse_lowlevel_ops ops_table = {

@@ -169,8 +169,8 @@ static int device_error(struct err *err)
 static int mount_direct(const struct session *s, struct err *err)
 {
 	const struct mount_options *o = &s->options;
-	unsigned long flags =
-		MS_RDONLY | MS_NOATIME | (o->suid ? 0 : MS_NOSUID) | (o->dev ? 0 : MS_NODEV);
+	unsigned long flags = (o->upper ? 0 : MS_RDONLY) | MS_NOATIME | (o->suid ? 0 : MS_NOSUID) |
+			      (o->dev ? 0 : MS_NODEV);
 	char data[160];
 
 	scoped(close_fd) int fd = open("/dev/fuse", O_RDWR | O_CLOEXEC);
@@ -194,7 +194,8 @@ static char *fusermount_options(const struct session *s)
 {
 	struct strbuf out = {0};
 
-	strbuf_puts(&out, "-oro,noatime,default_permissions,subtype=llbfs,fsname=");
+	strbuf_puts(&out, s->options.upper ? "-orw" : "-oro");
+	strbuf_puts(&out, ",noatime,default_permissions,subtype=llbfs,fsname=");
 	for (const char *p = s->fsname; *p; p++) {
 		if (*p == ',' || *p == '\\')
 			strbuf_putc(&out, '\\');
@@ -210,10 +211,13 @@ static struct fuse_session *new_fuse(struct session *s)
 	scoped(free) char *options = fusermount_options(s);
 	char *argv[] = {(char *)"llbfs", options, NULL};
 	struct fuse_args args = FUSE_ARGS_INIT(2, argv);
+	struct fuse_lowlevel_ops ops = ops_table;
 
 	if (!options)
 		return NULL;
-	struct fuse_session *fuse = fuse_session_new(&args, &ops_table, sizeof(ops_table), s);
+	if (s->options.upper)
+		change_add_ops(&ops);
+	struct fuse_session *fuse = fuse_session_new(&args, &ops, sizeof(ops), s);
 	fuse_opt_free_args(&args);
 	return fuse;
 }
@@ -290,9 +294,10 @@ int session_new(struct session **out, struct tree *tree, const struct mount_opti
 	s->options = *options;
 	pthread_mutex_init(&s->lock, NULL);
 	passthrough_init(&s->passthrough);
-	s->init.wants_passthrough =
-		!tree->is_live && (options->data == DATA_PASSTHROUGH ||
-				   (options->data == DATA_AUTO && options->wants_passthrough));
+	s->init.wants_passthrough = !tree->is_live && !options->upper &&
+				    (options->data == DATA_PASSTHROUGH ||
+				     (options->data == DATA_AUTO && options->wants_passthrough));
+	s->init.is_writable = options->upper != NULL;
 	s->tree = tree_ref(tree);
 	s->fsname = strdup(options->fsname ? options->fsname : "llbfs");
 	s->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
@@ -301,8 +306,15 @@ int session_new(struct session **out, struct tree *tree, const struct mount_opti
 	int r = parking_new(&s->lot, s, options->deadline_ms ? options->deadline_ms : DEADLINE_MS);
 	if (r < 0)
 		return err_set(err, r, "no memory");
+	if (options->upper) {
+		r = syncer_new(&s->syncer, s);
+		if (r < 0)
+			return err_set(err, r, "no memory");
+	}
 	if (tree->is_live)
 		session_set_data(s, DATA_OPEN, "some of the tree may change at any time");
+	else if (options->upper && options->data != DATA_OPEN)
+		session_set_data(s, DATA_NOOPEN, "what can be written goes by request");
 	else if (options->data == DATA_NOOPEN || options->data == DATA_OPEN)
 		session_set_data(s, options->data, "asked for");
 	else
@@ -539,6 +551,7 @@ void session_free(struct session *s)
 		return;
 	control_free(s->control);
 	parked_put(s->spare);
+	syncer_free(s->syncer);
 	parking_close(s->lot); /* the last replies; the device is still open */
 	if (is_still_mounted(s))
 		unmount(s);

@@ -332,6 +332,120 @@ int union_new(struct tree **out, const struct union_input *inputs, size_t n, boo
 /* Says, before @t is used, that it will be looked into often, from many unions: its folders are listed
  * once and then searched. @t must come from union_new, and have inputs that answer at once. */
 void union_keep(struct tree *t);
+/* ------------------------------------------------------------------ uppers */
+
+/*
+ * Changes over a tree that are kept in a host folder: a tree that can be written. How and why
+ * stands at the head of upper.c.
+ *
+ * The tree of an upper has the ids of the tree below; what is new has ids of its own. Its listings
+ * are not sorted, and what comes next stays right while names come and go. Calls about names and
+ * content may say "later" as those of trees do, when they need something of the tree below.
+ *
+ * Errors of all: -EAGAIN (see tree_wait), those of file systems (-EEXIST, -ENOTEMPTY, -ENOSPC, …),
+ * those of the tree below, -EIO the upper could not keep a change and takes no more.
+ */
+struct upper;
+
+struct upper_options {
+	const char *dir; /* made when it is not there */
+	/* Nothing survives: no records, no sync; a folder of its own in @dir that goes in the end, and
+	 * with it those whose servers were killed. */
+	bool is_scratch;
+	/* Names the tree below. While it is the same, ids of that tree are believed to be the same,
+	 * else (or NULL, or a live tree) what was changed is found again by its path. */
+	const char *below_key;
+};
+/* Errors: -EBUSY somebody serves this upper, -EBADMSG, -ENOTSUP no upper of this program. */
+int upper_open(struct upper **out, struct tree *below, const struct upper_options *options,
+	       struct err *err);
+/* Syncs, lets the folder go (a scratch one is removed) and drops the caller's reference to the
+ * tree. All calls must have returned. NULL is fine. */
+int upper_close(struct upper *u, struct err *err);
+struct tree *upper_tree(struct upper *u); /* borrowed */
+
+/* What the kernel knows: an inode that has no name any more lives until the kernel forgets it. Each
+ * entry given to the kernel is told here before, with its name. */
+void upper_seen(struct upper *u, uint64_t id, uint64_t dir, const char *name, size_t len);
+void upper_forget(struct upper *u, uint64_t id, uint64_t n);
+
+struct upper_times {
+	struct timespec atime, mtime, ctime;
+};
+/* False when nothing is known beyond the attr. */
+bool upper_times(struct upper *u, uint64_t id, struct upper_times *out);
+
+struct upper_make {
+	uint8_t type; /* enum node_type */
+	uint32_t mode, uid, gid;
+	uint32_t umask; /* applied unless the folder has a default ACL */
+	uint32_t dev_major, dev_minor;
+	const char *target; /* of a symlink */
+};
+int upper_create(struct upper *u, uint64_t dir, const char *name, size_t len,
+		 const struct upper_make *what, struct attr *out, struct tree_wait *wait,
+		 struct err *err);
+/* A file without a name; upper_link may give it one. */
+int upper_create_tmp(struct upper *u, uint64_t dir, const struct upper_make *what, struct attr *out,
+		     struct tree_wait *wait, struct err *err);
+int upper_link(struct upper *u, uint64_t id, uint64_t dir, const char *name, size_t len,
+	       struct attr *out, struct tree_wait *wait, struct err *err);
+/* @is_dir: an empty folder, else anything but one. */
+int upper_remove(struct upper *u, uint64_t dir, const char *name, size_t len, bool is_dir,
+		 struct tree_wait *wait, struct err *err);
+/* @flags: RENAME_NOREPLACE, RENAME_EXCHANGE, RENAME_WHITEOUT. */
+struct upper_name {
+	uint64_t dir;
+	const char *name;
+	size_t len;
+};
+int upper_rename(struct upper *u, const struct upper_name *from, const struct upper_name *to,
+		 unsigned flags, struct tree_wait *wait, struct err *err);
+
+enum upper_set_what {
+	UPPER_MODE = 1,
+	UPPER_UID = 2,
+	UPPER_GID = 4,
+	UPPER_SIZE = 8,
+	UPPER_ATIME = 16,
+	UPPER_MTIME = 32,
+	UPPER_KILL = 64, /* take setuid, setgid and capabilities away, as writing does */
+};
+struct upper_set {
+	unsigned what;
+	uint32_t mode, uid, gid;
+	uint64_t size;
+	struct timespec atime, mtime;
+};
+int upper_set(struct upper *u, uint64_t id, const struct upper_set *set, struct attr *out,
+	      struct tree_wait *wait, struct err *err);
+/* @flags: XATTR_CREATE, XATTR_REPLACE; @value NULL removes. Errors: -EEXIST, -ENODATA. */
+int upper_set_xattr(struct upper *u, uint64_t id, const char *name, const void *value, size_t len,
+		    int flags, struct tree_wait *wait, struct err *err);
+
+int64_t upper_write(struct upper *u, uint64_t id, uint64_t off, const void *bytes, size_t len,
+		    bool kills_suid, struct tree_wait *wait, struct err *err);
+/* @mode as in fallocate(2): keep size, punch a hole, zero a range. */
+int upper_allocate(struct upper *u, uint64_t id, int mode, uint64_t off, uint64_t len,
+		   struct tree_wait *wait, struct err *err);
+/* -EOPNOTSUPP: not by the host alone; read and write. */
+int64_t upper_copy_range(struct upper *u, uint64_t from, uint64_t from_off, uint64_t to,
+			 uint64_t to_off, size_t len, struct err *err);
+/* Blocks for the disk. Afterwards names, attributes and, if @id is a file, its content survive. */
+int upper_sync(struct upper *u, uint64_t id, struct err *err);
+struct statvfs;
+int upper_statfs(struct upper *u, struct statvfs *out);
+
+/* What differs from the tree below, without a walk: sorted by path. */
+struct upper_change {
+	char kind; /* 'A', 'M', 'D' */
+	const char *path; /* "/a/b" */
+	struct attr attr; /* of 'A' and 'M' */
+	/* 'A': a folder of the tree below that was renamed, and comes with what it holds there */
+	bool is_moved;
+};
+int upper_changes(struct upper *u, int (*fn)(void *arg, const struct upper_change *change),
+		  void *arg, struct err *err);
 
 /* ------------------------------------------------------------------ differences and tar */
 

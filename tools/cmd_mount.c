@@ -68,9 +68,9 @@ static int mount_option_data(const char *value, enum data_mode *out, struct err 
 static bool mount_option_is_noise(const char *key)
 {
 	static const char *const noise[] = {
-		"defaults",   "ro",	  "exec",	"auto",	   "noauto",  "user",	 "nouser",
-		"users",      "nofail",	  "_netdev",	"async",   "atime",   "noatime", "diratime",
-		"nodiratime", "relatime", "norelatime", "comment", "subtype",
+		"defaults", "exec",	  "auto",     "noauto",	    "user",    "nouser",
+		"users",    "nofail",	  "_netdev",  "async",	    "atime",   "noatime",
+		"diratime", "nodiratime", "relatime", "norelatime", "comment", "subtype",
 	};
 
 	if (str_starts(key, "x-") || str_starts(key, "X-"))
@@ -101,6 +101,7 @@ static int mount_option_apply(struct mount_request *m, struct options *o, const 
 		{"nosuid", &fs->suid, false},
 		{"dev", &fs->dev, true},
 		{"nodev", &fs->dev, false},
+		{"ro", &o->is_writable, false},
 	};
 	int r;
 
@@ -120,8 +121,9 @@ static int mount_option_apply(struct mount_request *m, struct options *o, const 
 		fs->fsname = value;
 		return 0;
 	}
+	/* mount(8) says rw when nobody said anything: there, it means something with an upper only */
 	if (mount_option_is_noise(key) || (m->is_helper && strcmp(key, "rw") == 0))
-		return 0; /* mount(8) says rw when nobody said anything */
+		return 0;
 	r = options_set(o, key, value, err);
 	return r == -ENOENT ? err_set(err, -EINVAL, "-o %s: there is no such option", key) : r;
 }
@@ -311,6 +313,10 @@ static int mount_run(struct mount_request *m, struct options *o, struct err *err
 		return r;
 	if (o->log_level >= 0)
 		log_max = (enum log_level)o->log_level;
+	if (o->upper && m->is_helper)
+		o->is_writable = true;
+	if (o->upper && !o->is_writable)
+		return err_set(err, -EINVAL, "--upper needs --rw");
 	mountpoint = mount_take_mountpoint(&o->words);
 	if (!o->words.n)
 		return err_set(err, -EINVAL, "a REF is missing; see llbfs mount --help");

@@ -18,7 +18,8 @@
 const struct command commands[] = {
 	{
 		.name = "mount",
-		.usage = "[-f] [-o OPTS] [--prefetch none|learned|all] [--merge ...]... "
+		.usage = "[-f] [-o OPTS] [--rw [--upper DIR]] [--prefetch none|learned|all] "
+			 "[--merge ...]... "
 			 "[REF...] [MOUNTPOINT]",
 		.summary = "show the files of images at a folder",
 		.text = "Returns when the mount answers; bytes are fetched when they are read, "
@@ -26,7 +27,12 @@ const struct command commands[] = {
 			"wins. MOUNTPOINT is an existing folder. A single REF without one is "
 			"mounted below $XDG_RUNTIME_DIR/llbfs (for root without it "
 			"/run/llbfs/mnt), and the path is printed.\n\n"
-			"OPTS are those of mount(8): ro, allow_other, uid=N and gid=N (who "
+			"With --rw the mount can be written. What is changed goes when it ends, "
+			"or is kept in the --upper DIR, with which it can be mounted again over "
+			"the same REFs; the REFs themselves never change. An upper is served by "
+			"one mount at a time, needs no privileges and may be moved. It survives "
+			"a server that is killed; what was synced survives the machine.\n\n"
+			"OPTS are those of mount(8): ro, rw, allow_other, uid=N and gid=N (who "
 			"owns everything), suid, nosuid, dev, nodev, fsname=TEXT; "
 			"data=noopen|passthrough|auto|open (how bytes reach the kernel: noopen "
 			"is fastest for many small files, passthrough for large ones); "

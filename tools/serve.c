@@ -24,6 +24,7 @@ struct server {
 	const struct serve_request *request;
 	struct app app;
 	struct view view;
+	struct upper *upper; /* NULL: it cannot be written */
 	struct session *session;
 	char *log_path; /* NULL = none is kept */
 };
@@ -118,7 +119,8 @@ static void answer_status(void *arg, const char *line, struct strbuf *out)
 	strbuf_putc(out, '{');
 	json_pair(out, "mountpoint", server->request->mountpoint);
 	json_pair(out, "ref", server->request->ref_text);
-	json_bool(out, "rw", false);
+	json_bool(out, "rw", server->upper != NULL);
+	json_pair(out, "upper", server->o->upper);
 	json_u64(out, "pid", (uint64_t)getpid());
 	json_key(out, "layers");
 	strbuf_putc(out, '[');
@@ -299,11 +301,51 @@ static int server_control(struct server *server, struct err *err)
 			       err);
 }
 
+/* What the tree is made of, in words: ids mean the same as long as this does. */
+static char *server_key(const struct server *server)
+{
+	const struct options *o = server->o;
+	struct strbuf key = {0};
+	char digest[DIGEST_TEXT_MAX];
+
+	for (size_t i = 0; i < server->request->n_inputs; i++)
+		strbuf_printf(&key, "%s\n", server->request->inputs[i].text);
+	strbuf_printf(&key, "layer %s platform %s\n", o->layer ? o->layer : "",
+		      o->platform ? o->platform : "");
+	for (size_t i = 0; i < server->view.n_layers; i++) {
+		const struct ref_tree_layer *layer = &server->view.layers[i];
+
+		strbuf_printf(&key, "%s\n",
+			      layer->layer ? digest_text(&layer->layer->desc.digest, digest)
+					   : layer->dir);
+	}
+	return strbuf_finish(&key);
+}
+
+static int server_upper(struct server *server, struct err *err)
+{
+	scoped(free) char *scratch = str_printf("%s/scratch", store_root(server->app.store));
+	scoped(free) char *key = server_key(server);
+	struct upper_options options = {.dir = server->o->upper, .below_key = key};
+
+	if (!server->o->is_writable)
+		return 0;
+	if (!scratch || !key)
+		return -ENOMEM;
+	if (!options.dir) {
+		options.dir = scratch;
+		options.is_scratch = true;
+	}
+	return upper_open(&server->upper, server->view.tree, &options, err);
+}
+
 static int server_run(struct server *server, struct err *err)
 {
 	struct mount_options options = server->request->options;
-	int r;
+	int r = server_upper(server, err);
 
+	if (r < 0)
+		return r;
 	options.mountpoint = server->request->mountpoint;
 	options.deadline_ms = server->o->deadline_ms;
 	options.on_ready = server_ready;
@@ -311,12 +353,18 @@ static int server_run(struct server *server, struct err *err)
 	options.arg = server;
 	if (!options.fsname)
 		options.fsname = server->request->ref_text;
-	r = session_new(&server->session, server->view.tree, &options, err);
+	options.upper = server->upper;
+	r = session_new(&server->session,
+			server->upper ? upper_tree(server->upper) : server->view.tree, &options,
+			err);
 	if (r == 0)
 		r = server_control(server, err);
 	if (r == 0)
 		r = session_run(server->session, err);
 	session_free(server->session);
+	int closed = upper_close(server->upper, r < 0 ? NULL : err);
+	if (r == 0)
+		r = closed;
 	if (r == 0)
 		for (size_t i = 0; i < server->view.n_layers; i++)
 			if (server->view.layers[i].layer)

@@ -92,6 +92,8 @@ struct options {
 	uint64_t max_rate, deadline_ms, max_used_space;
 	bool is_foreground, is_lazy, is_long, is_recursive, is_summary, sha256, man;
 	bool follow, wildcard;
+	bool is_writable;
+	const char *upper; /* the folder of changes; NULL = they go with the mount */
 	struct texts mount_options;    /* each -o as typed */
 	struct texts layouts;	       /* each --oci-layout */
 	struct texts include, exclude; /* patterns */
