@@ -43,6 +43,8 @@ void solve_started(const struct solve *s, struct vertex_state *vs)
 /* What was found under its key and then not needed was in a cache, too. */
 static void tell_rest(const struct solve *s)
 {
+	if (!s->options || !s->options->event)
+		return;
 	for (size_t i = 0; i < graph_count(s->graph); i++) {
 		struct vertex_state *vs = s->vertices[i];
 		bool is_known = false;
@@ -180,6 +182,31 @@ static void solve_until(struct solve *s, const struct edge_state *target)
 	}
 }
 
+/* Until there is nothing left to do. */
+static void settle(struct solve *s)
+{
+	while (s->queue.n || s->n_jobs) {
+		if (s->queue.n)
+			drain_queue(s);
+		else
+			collect(s);
+	}
+}
+
+/* For each vertex, the last of those that it needs (and is) that cannot be run. */
+static void find_blocked(struct solve *s)
+{
+	for (size_t i = 0; i < graph_count(s->graph); i++) {
+		const struct vertex *v = graph_vertex(s->graph, i);
+		s->blocked[i] = v->ops ? NULL : v;
+		for (size_t k = 0; v->ops && k < v->op.n_inputs; k++) {
+			const struct vertex *by = s->blocked[v->inputs[k].vertex->position];
+			if (by && (!s->blocked[i] || by->position > s->blocked[i]->position))
+				s->blocked[i] = by;
+		}
+	}
+}
+
 static int solve_new(struct solve **out, struct graph *g, struct solver *solver)
 {
 	size_t n = graph_count(g);
@@ -193,14 +220,16 @@ static int solve_new(struct solve **out, struct graph *g, struct solver *solver)
 		s->n_leaders *= 2;
 	s->vertices = calloc(n + 1, sizeof(struct vertex_state *));
 	s->leaders = calloc(s->n_leaders, sizeof(struct vertex_state *));
+	s->blocked = calloc(n + 1, sizeof(const struct vertex *));
 	s->jobs_end = &s->jobs;
 	pthread_mutex_init(&s->lock, NULL);
 	pthread_cond_init(&s->has_job, NULL);
 	pthread_cond_init(&s->has_done, NULL);
-	if (!s->vertices || !s->leaders) {
+	if (!s->vertices || !s->leaders || !s->blocked) {
 		solve_free(s);
 		return -ENOMEM;
 	}
+	find_blocked(s);
 	*out = s;
 	return 0;
 }
@@ -226,6 +255,7 @@ void solve_free(struct solve *s)
 			vertex_state_free(s->vertices[i], s->n_caches);
 	free(s->vertices);
 	free(s->leaders);
+	free(s->blocked);
 	vec_free(&s->queue);
 	pthread_mutex_destroy(&s->lock);
 	pthread_cond_destroy(&s->has_job);
@@ -233,42 +263,34 @@ void solve_free(struct solve *s)
 	free(s);
 }
 
-/* All of what @target needs can be run: else nothing is asked of anybody in vain. */
-static int check_needed(struct graph *g, const struct vertex *target, struct err *err)
+/* The solve of @g, begun when it is wanted first. */
+static int solve_of(struct graph *g, struct solver *solver, struct solve **out, struct err *err)
 {
-	scoped(free) uint8_t *needed = calloc(target->position + 1, 1);
-	if (!needed)
+	struct solve **slot = graph_solve_slot(g);
+	if (!*slot && solve_new(slot, g, solver) < 0)
 		return no_memory(err);
-	needed[target->position] = 1;
-	for (size_t i = target->position + 1; i-- > 0;) {
-		const struct vertex *v = graph_vertex(g, i);
-		if (!needed[i])
-			continue;
-		if (!v->ops)
-			return vertex_error(v, vertex_cannot_run(v, err), err);
-		for (size_t k = 0; k < v->op.n_inputs; k++)
-			needed[v->inputs[k].vertex->position] = 1;
-	}
+	*out = *slot;
 	return 0;
 }
 
 static int solve_edge(struct graph *g, struct solver *solver, struct vertex *vertex, int index,
 		      const struct solve_options *options, struct edge_state **out, struct err *err)
 {
-	struct solve **slot = graph_solve_slot(g);
-	int r = check_needed(g, vertex, err);
+	struct solve *s = NULL;
+	int r = solve_of(g, solver, &s, err);
 	if (r < 0)
 		return r;
-	r = *slot ? 0 : solve_new(slot, g, solver);
-	if (r == 0)
-		r = edge_get(*slot, vertex, index, out);
-	if (r < 0)
+	/* Else something would be asked of somebody in vain. */
+	const struct vertex *blocked = s->blocked[vertex->position];
+	if (blocked)
+		return vertex_error(blocked, vertex_cannot_run(blocked, err), err);
+	if (edge_get(s, vertex, index, out) < 0)
 		return no_memory(err);
-	(*slot)->options = options;
-	edge_want(*slot, *out, LEVEL_COMPLETE, NULL);
-	solve_until(*slot, *out);
-	tell_rest(*slot);
-	(*slot)->options = NULL;
+	s->options = options;
+	edge_want(s, *out, LEVEL_COMPLETE, NULL);
+	solve_until(s, *out);
+	tell_rest(s);
+	s->options = NULL;
 	const struct edge_state *e = *out;
 	if (e->failed)
 		return err_set(err, e->failed, "%s", err_text(e->err, e->failed));
@@ -285,6 +307,62 @@ int graph_solve(struct graph *g, struct solver *solver, struct vertex *vertex, i
 		return r;
 	*out = ref_ref(e->ref);
 	return 0;
+}
+
+static int want_keys(struct solve *s, struct vertex *v, int index)
+{
+	struct edge_state *e;
+	int r = edge_get(s, v, index, &e);
+	if (r == 0)
+		edge_want(s, e, LEVEL_FAST, NULL);
+	return r;
+}
+
+static int want_all_keys(struct solve *s, struct graph *g)
+{
+	struct vertex *v;
+	int index;
+	graph_result(g, &v, &index);
+	int r = want_keys(s, v, index);
+	for (size_t i = 0; i < graph_count(g); i++) {
+		v = graph_vertex(g, i);
+		for (size_t k = 0; k < v->op.n_inputs && r == 0; k++)
+			r = want_keys(s, v->inputs[k].vertex, v->inputs[k].index);
+	}
+	return r;
+}
+
+/* Is there a result for each output that is wanted? */
+static int is_cached(const struct solve *s, const struct vertex_state *vs, bool *out,
+		     struct err *err)
+{
+	*out = vs && vs->edges.n;
+	for (size_t i = 0; *out && i < vs->edges.n; i++) {
+		const struct edge_state *e = vs->edges.items[i];
+		struct cache_result found;
+		struct cache *in;
+		int r = e->failed ? 0 : edge_find_result(s, e, e->query, &found, &in, err);
+		if (r < 0)
+			return r;
+		*out = r == 1;
+	}
+	return 0;
+}
+
+int graph_probe(struct graph *g, struct solver *solver, bool *cached, struct err *err)
+{
+	struct solve *s = NULL;
+	int r = solve_of(g, solver, &s, err);
+	if (r < 0)
+		return r;
+	if (want_all_keys(s, g) < 0)
+		return no_memory(err);
+	settle(s);
+	db_read_begin(store_db(solver->options.store));
+	for (size_t i = 0; i < graph_count(g) && r == 0; i++)
+		r = is_cached(s, s->vertices[i], &cached[i], err);
+	db_read_end(store_db(solver->options.store));
+	return r;
 }
 
 int vertex_content_key(struct graph *g, struct solver *solver, struct vertex *v, size_t input,
