@@ -377,5 +377,5 @@ int vertex_content_key(struct graph *g, struct solver *solver, struct vertex *v,
 		return err_set(err, -ENODATA, "only the definition of that input counts");
 	struct edge *from = &v->inputs[input];
 	r = solve_edge(g, solver, from->vertex, from->index, NULL, &e, err);
-	return r < 0 ? r : content_key(solver, &keys.inputs[input], e->ref, from->vertex, out, err);
+	return r < 0 ? r : content_key(solver, &keys.inputs[input], e->ref, from, out, err);
 }

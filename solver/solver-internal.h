@@ -620,7 +620,7 @@ struct solve **graph_solve_slot(struct graph *g);
 /* The digest of what is taken of @ref, the result of @from, by an input; blocks for its content
  * (content_key.c). Errors: -ENOENT and others of paths that are not there. */
 int content_key(struct solver *solver, const struct cache_input *input, struct ref *ref,
-		const struct vertex *from, struct digest *out, struct err *err);
+		const struct edge *from, struct digest *out, struct err *err);
 
 /* A digest of @preimage, which becomes an ingredient; clears @preimage. */
 int keys_hash(struct vertex_keys *keys, struct strbuf *preimage, struct digest *out,
@@ -632,8 +632,10 @@ int keys_add_inputs(struct vertex_keys *keys, size_t n, struct err *err);
 /* The selector of an input is SHA(paths joined by NUL). */
 int keys_set_selector(struct vertex_keys *keys, size_t input, const char *const *paths, size_t n,
 		      struct err *err);
+/* Some of "*?[" in it is not behind a backslash. */
+bool keys_is_wildcard(const char *path);
 /* Moves what is left of @paths (borrowed texts) when those under others are gone to the front, in
- * order; returns how many. A root leaves only itself. */
+ * order; returns how many. Texts: nothing is cleaned. */
 size_t keys_dedupe_paths(const char **paths, size_t n);
 /* The members OS, Arch, Variant, OSVersion, OSFeatures of what @v is for. */
 void keys_platform(struct strbuf *json, const struct vertex *v, const struct solver *solver);
