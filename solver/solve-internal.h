@@ -108,7 +108,6 @@ struct solve {
 	/* The first of those that are equal to run: by identity, a power of two, at most half full. */
 	struct vertex_state **leaders;
 	size_t n_leaders;
-	const struct vertex **blocked; /* by position: what cannot be run, of what is needed */
 
 	pthread_mutex_t lock;
 	pthread_cond_t has_job, has_done;

@@ -193,20 +193,6 @@ static void settle(struct solve *s)
 	}
 }
 
-/* For each vertex, the last of those that it needs (and is) that cannot be run. */
-static void find_blocked(struct solve *s)
-{
-	for (size_t i = 0; i < graph_count(s->graph); i++) {
-		const struct vertex *v = graph_vertex(s->graph, i);
-		s->blocked[i] = v->ops ? NULL : v;
-		for (size_t k = 0; v->ops && k < v->op.n_inputs; k++) {
-			const struct vertex *by = s->blocked[v->inputs[k].vertex->position];
-			if (by && (!s->blocked[i] || by->position > s->blocked[i]->position))
-				s->blocked[i] = by;
-		}
-	}
-}
-
 static int solve_new(struct solve **out, struct graph *g, struct solver *solver)
 {
 	size_t n = graph_count(g);
@@ -220,16 +206,14 @@ static int solve_new(struct solve **out, struct graph *g, struct solver *solver)
 		s->n_leaders *= 2;
 	s->vertices = calloc(n + 1, sizeof(struct vertex_state *));
 	s->leaders = calloc(s->n_leaders, sizeof(struct vertex_state *));
-	s->blocked = calloc(n + 1, sizeof(const struct vertex *));
 	s->jobs_end = &s->jobs;
 	pthread_mutex_init(&s->lock, NULL);
 	pthread_cond_init(&s->has_job, NULL);
 	pthread_cond_init(&s->has_done, NULL);
-	if (!s->vertices || !s->leaders || !s->blocked) {
+	if (!s->vertices || !s->leaders) {
 		solve_free(s);
 		return -ENOMEM;
 	}
-	find_blocked(s);
 	*out = s;
 	return 0;
 }
@@ -255,7 +239,6 @@ void solve_free(struct solve *s)
 			vertex_state_free(s->vertices[i], s->n_caches);
 	free(s->vertices);
 	free(s->leaders);
-	free(s->blocked);
 	vec_free(&s->queue);
 	pthread_mutex_destroy(&s->lock);
 	pthread_cond_destroy(&s->has_job);
@@ -277,13 +260,15 @@ static int solve_edge(struct graph *g, struct solver *solver, struct vertex *ver
 		      const struct solve_options *options, struct edge_state **out, struct err *err)
 {
 	struct solve *s = NULL;
-	int r = solve_of(g, solver, &s, err);
+	const struct vertex *blocked;
+	int r = graph_blocked(g, vertex, &blocked, err);
+	/* Else something would be asked of somebody in vain. */
+	if (r == 0 && blocked)
+		r = vertex_error(blocked, vertex_cannot_run(blocked, err), err);
+	if (r == 0)
+		r = solve_of(g, solver, &s, err);
 	if (r < 0)
 		return r;
-	/* Else something would be asked of somebody in vain. */
-	const struct vertex *blocked = s->blocked[vertex->position];
-	if (blocked)
-		return vertex_error(blocked, vertex_cannot_run(blocked, err), err);
 	if (edge_get(s, vertex, index, out) < 0)
 		return no_memory(err);
 	s->options = options;

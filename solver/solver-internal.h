@@ -607,6 +607,9 @@ struct vertex {
 int vertex_run(struct vertex *v, struct solver *solver, struct err *err);
 /* Why @v, which has no ops, cannot be run. */
 int vertex_cannot_run(const struct vertex *v, struct err *err);
+/* The last vertex, of @v and all that it needs, that cannot be run; NULL when there is none. */
+int graph_blocked(struct graph *g, const struct vertex *v, const struct vertex **out,
+		  struct err *err);
 int vertex_has_no_output(int index, struct err *err);
 /* Puts "vertex sha256:… (name)" before @err. */
 int vertex_error(const struct vertex *v, int r, struct err *err);
