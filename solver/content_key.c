@@ -178,3 +178,12 @@ int content_key(struct solver *solver, const struct cache_input *input, struct r
 	return can_keep ? cache_db_keep_content(solver->cache, &id, &what, out, &ingredient, err)
 			: 0;
 }
+
+int content_key_known(struct solver *solver, const struct cache_input *input,
+		      const struct digest *ref, struct digest *out, struct err *err)
+{
+	struct digest what;
+	if (selectors_digest(&what, input) < 0)
+		return no_memory(err);
+	return cache_db_content(solver->cache, ref, &what, out, err);
+}

@@ -350,6 +350,28 @@ int graph_probe(struct graph *g, struct solver *solver, bool *cached, struct err
 	return r;
 }
 
+/* What is remembered of the content of a result that the store has, which is not loaded for that: of a
+ * long chain each would have all that are below it. 1, or 0. */
+static int remembered_content(struct graph *g, struct solver *solver, const struct edge *from,
+			      const struct cache_input *input, struct digest *out, struct err *err)
+{
+	struct solve *s = NULL;
+	struct edge_state *e;
+	struct cache_result found;
+	struct cache *in;
+	int r = solve_of(g, solver, &s, err);
+	if (r < 0)
+		return r;
+	if (edge_get(s, from->vertex, from->index, &e) < 0)
+		return no_memory(err);
+	edge_want(s, e, LEVEL_FAST, NULL);
+	settle(s);
+	r = e->failed ? 0 : edge_find_result(s, e, e->query, &found, &in, err);
+	if (r != 1 || in != s->caches[0])
+		return MIN(r, 0);
+	return content_key_known(solver, input, &found.ref, out, err);
+}
+
 int vertex_content_key(struct graph *g, struct solver *solver, struct vertex *v, size_t input,
 		       struct digest *out, struct err *err)
 {
@@ -361,6 +383,9 @@ int vertex_content_key(struct graph *g, struct solver *solver, struct vertex *v,
 	if (input >= keys.n_inputs || keys.inputs[input].content == CONTENT_NONE)
 		return err_set(err, -ENODATA, "only the definition of that input counts");
 	struct edge *from = &v->inputs[input];
+	r = remembered_content(g, solver, from, &keys.inputs[input], out, err);
+	if (r != 0)
+		return MIN(r, 0);
 	r = solve_edge(g, solver, from->vertex, from->index, NULL, &e, err);
 	return r < 0 ? r : content_key(solver, &keys.inputs[input], e->ref, from, out, err);
 }

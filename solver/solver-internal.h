@@ -625,6 +625,10 @@ struct solve **graph_solve_slot(struct graph *g);
 int content_key(struct solver *solver, const struct cache_input *input, struct ref *ref,
 		const struct edge *from, struct digest *out, struct err *err);
 
+/* 1 when it is remembered of a kept ref with this id, or 0. */
+int content_key_known(struct solver *solver, const struct cache_input *input,
+		      const struct digest *ref, struct digest *out, struct err *err);
+
 /* A digest of @preimage, which becomes an ingredient; clears @preimage. */
 int keys_hash(struct vertex_keys *keys, struct strbuf *preimage, struct digest *out,
 	      struct err *err);
