@@ -147,8 +147,7 @@ static bool is_below_another(const char *path, const char *const *sorted, size_t
 		struct prefix above = {path, (size_t)(slash - path)};
 		struct prefix with_slash = {path, above.n + 1};
 		if (bsearch(&above, sorted, n, sizeof(*sorted), compare_prefix) ||
-		    (slash[1] &&
-		     bsearch(&with_slash, sorted, n, sizeof(*sorted), compare_prefix)))
+		    (slash[1] && bsearch(&with_slash, sorted, n, sizeof(*sorted), compare_prefix)))
 			return true;
 	}
 	return false;

@@ -272,7 +272,8 @@ static int list_looks(struct looks *looks, const struct llb_op *op, struct err *
 		if (action->kind == ACTION_COPY) {
 			const struct content_selector what = {
 				.path = action->from,
-				.wildcard = action->allow_wildcard && keys_is_wildcard(action->from),
+				.wildcard =
+					action->allow_wildcard && keys_is_wildcard(action->from),
 				.follow = action->follow_symlink,
 				.include = action->include,
 				.n_include = action->n_include,

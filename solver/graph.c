@@ -44,7 +44,8 @@ struct graph {
 	size_t table_size;
 	size_t names_len; /* of composed names */
 	struct solve *solve; /* NULL until something was solved */
-	const struct vertex **blocked; /* see graph_blocked(); NULL until something was to be solved */
+	/* by position, see graph_blocked(); NULL until something was to be solved */
+	const struct vertex **blocked;
 };
 
 static int no_memory(struct err *err)
