@@ -104,9 +104,6 @@ void cache_files_put(void *arg, const struct digest *key, const struct digest *d
 /* Frees what was gathered, too. That it cannot be kept costs only time. */
 void cache_files_flush(struct cache_files *files);
 
-/* SHA(@digest "@" @output): the record of a map, or with output -1 of content. */
-void cache_record_digest(struct digest *out, const struct digest *digest, int output);
-
 /* ------------------------------------------------------------------ what was exported (cacheconfig.c) */
 
 /* A cacheconfig document: all indexes are checked, and nothing runs in circles. */

@@ -144,8 +144,10 @@ static bool is_below_another(const char *path, const char *const *sorted, size_t
 	if (strlen(path) > PATH_MAX)
 		return false;
 	for (const char *slash = path; (slash = strchr(slash, '/')); slash++) {
-		struct prefix prefix = {path, (size_t)(slash - path)};
-		if (bsearch(&prefix, sorted, n, sizeof(*sorted), compare_prefix))
+		struct prefix above = {path, (size_t)(slash - path)};
+		struct prefix with_slash = {path, above.n + 1};
+		if (bsearch(&above, sorted, n, sizeof(*sorted), compare_prefix) ||
+		    (slash[1] && bsearch(&with_slash, sorted, n, sizeof(*sorted), compare_prefix)))
 			return true;
 	}
 	return false;
@@ -158,12 +160,6 @@ size_t keys_dedupe_paths(const char **paths, size_t n)
 	for (size_t i = 0; i < n; i++)
 		if (kept == 0 || strcmp(paths[kept - 1], paths[i]) != 0)
 			paths[kept++] = paths[i];
-	for (size_t i = 0; i < kept; i++) {
-		if (paths[i][0] && strcmp(paths[i], "/") != 0)
-			continue;
-		paths[0] = "/";
-		return 1;
-	}
 	/* From the end, so that what is above a path is still there when it is looked for; the end
 	 * collects what stays. */
 	size_t first = kept;

@@ -230,7 +230,7 @@ static int add_look(struct looks *looks, size_t n_inputs, int64_t input,
 	return 0;
 }
 
-static bool has_wildcard(const char *path)
+bool keys_is_wildcard(const char *path)
 {
 	for (; *path; path++) {
 		if (strchr("*?[", *path))
@@ -241,19 +241,30 @@ static bool has_wildcard(const char *path)
 	return false;
 }
 
-static int add_owner_looks(struct looks *looks, size_t n_inputs, const struct llb_action *action)
+static int add_owner_look(struct looks *looks, size_t n_inputs, const struct llb_owner *owner,
+			  const char *path, struct err *err)
 {
-	const struct content_selector users = {.path = "/etc/passwd", .follow = true};
-	const struct content_selector groups = {.path = "/etc/group", .follow = true};
-	int r = 0;
-	if (action->user.name)
-		r = add_look(looks, n_inputs, action->user.input, &users);
-	if (r == 0 && action->group.name)
-		r = add_look(looks, n_inputs, action->group.input, &groups);
-	return r;
+	const struct content_selector what = {.path = path, .follow = true};
+	if (!owner->name)
+		return 0;
+	if (owner->input >= 0 && (uint64_t)owner->input >= n_inputs)
+		return err_set(err, -EBADMSG, "owner \"%.200s\": its input %lld is not one of %zu",
+			       owner->name, (long long)owner->input, n_inputs);
+	return add_look(looks, n_inputs, owner->input, &what) < 0 ? no_memory(err) : 0;
 }
 
-static int list_looks(struct looks *looks, const struct llb_op *op)
+/* Who owns a symlink is no part of what BuildKit looks at, nor is the group of a user who is looked up
+ * nowhere. */
+static int add_owner_looks(struct looks *looks, size_t n_inputs, const struct llb_action *action,
+			   struct err *err)
+{
+	if (action->kind == ACTION_SYMLINK || (action->user.name && action->user.input < 0))
+		return 0;
+	int r = add_owner_look(looks, n_inputs, &action->user, "/etc/passwd", err);
+	return r < 0 ? r : add_owner_look(looks, n_inputs, &action->group, "/etc/group", err);
+}
+
+static int list_looks(struct looks *looks, const struct llb_op *op, struct err *err)
 {
 	int r = 0;
 	for (size_t i = 0; i < op->file.n_actions && r == 0; i++) {
@@ -261,7 +272,8 @@ static int list_looks(struct looks *looks, const struct llb_op *op)
 		if (action->kind == ACTION_COPY) {
 			const struct content_selector what = {
 				.path = action->from,
-				.wildcard = action->allow_wildcard && has_wildcard(action->from),
+				.wildcard =
+					action->allow_wildcard && keys_is_wildcard(action->from),
 				.follow = action->follow_symlink,
 				.include = action->include,
 				.n_include = action->n_include,
@@ -270,10 +282,10 @@ static int list_looks(struct looks *looks, const struct llb_op *op)
 				.required = action->required,
 				.n_required = action->n_required,
 			};
-			r = add_look(looks, op->n_inputs, action->secondary_input, &what);
+			if (add_look(looks, op->n_inputs, action->secondary_input, &what) < 0)
+				return no_memory(err);
 		}
-		if (r == 0)
-			r = add_owner_looks(looks, op->n_inputs, action);
+		r = add_owner_looks(looks, op->n_inputs, action, err);
 	}
 	return r;
 }
@@ -299,9 +311,10 @@ static int compare_descending(const void *a, const void *b)
 	return strcmp(*(const char *const *)b, *(const char *const *)a);
 }
 
+/* What is required counts only where there are patterns. */
 static bool is_plain(const struct content_selector *what)
 {
-	return !what->wildcard && !what->n_include && !what->n_exclude && !what->n_required;
+	return !what->wildcard && !what->n_include && !what->n_exclude;
 }
 
 /* The plain looks that follow links, or those that do not, without what lies below another. */
@@ -364,8 +377,11 @@ static int add_inputs(struct vertex_keys *keys, const struct llb_op *op, struct 
 		      struct err *err)
 {
 	scoped(free) bool *is_target = calloc(op->n_inputs + 1, sizeof(*is_target));
-	if (!is_target || list_looks(looks, op) < 0)
+	if (!is_target)
 		return no_memory(err);
+	int r = list_looks(looks, op, err);
+	if (r < 0)
+		return r;
 	for (size_t i = 0; i < op->file.n_actions; i++) {
 		int64_t input = op->file.actions[i].input;
 		if (input >= 0 && (uint64_t)input < op->n_inputs)
@@ -373,7 +389,6 @@ static int add_inputs(struct vertex_keys *keys, const struct llb_op *op, struct 
 	}
 	if (looks->n)
 		qsort(looks->items, looks->n, sizeof(*looks->items), compare_inputs);
-	int r = 0;
 	for (size_t i = 0, n; i < looks->n && r == 0; i += n) {
 		for (n = 1; i + n < looks->n && looks->items[i + n].input == looks->items[i].input;)
 			n++;

@@ -748,11 +748,10 @@ void edge_job_done(struct solve *s, struct job *job)
 		vs->has_keys = job->r == 0;
 		break;
 	case JOB_CONTENT:
-		if (vs->deps[job->input].state < CONTENT_KNOWN) {
+		if (job->r == 0 && vs->deps[job->input].state < CONTENT_KNOWN) {
 			vs->deps[job->input].content = job->content;
 			cache_record_digest(&vs->deps[job->input].record, &job->content, -1);
-			vs->deps[job->input].state =
-				job->has_content ? CONTENT_KNOWN : CONTENT_WITHOUT;
+			vs->deps[job->input].state = CONTENT_KNOWN;
 		}
 		break;
 	case JOB_LOAD:

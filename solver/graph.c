@@ -46,6 +46,8 @@ struct graph {
 	size_t names_len;    /* of composed names */
 	struct solve *solve; /* NULL until something was solved */
 	struct graph *next;  /* of those that solver_free has to free */
+	/* by position, see graph_blocked(); NULL until something was to be solved */
+	const struct vertex **blocked;
 };
 
 static int no_memory(struct err *err)
@@ -443,6 +445,7 @@ int graph_load(struct graph **out, const void *bytes, size_t n, struct err *err)
 static void graph_free_now(struct graph *g)
 {
 	solve_free(g->solve);
+	free(g->blocked);
 	for (size_t i = 0; i < g->n_vertices; i++) {
 		struct vertex *v = &g->vertices[i];
 		for (size_t k = 0; v->outputs && k < v->n_outputs; k++)
@@ -599,6 +602,32 @@ int vertex_cannot_run(const struct vertex *v, struct err *err)
 	const char *end = strstr(identifier, "://");
 	int n = end ? (int)MIN(end - identifier, 40) : 0;
 	return err_set(err, -ENOTSUP, "%.*s sources cannot be solved yet", n, identifier);
+}
+
+static void find_blocked(const struct graph *g, const struct vertex **blocked)
+{
+	for (size_t i = 0; i < g->n_vertices; i++) {
+		const struct vertex *v = &g->vertices[i];
+		blocked[i] = v->ops ? NULL : v;
+		for (size_t k = 0; v->ops && k < v->op.n_inputs; k++) {
+			const struct vertex *by = blocked[v->inputs[k].vertex->position];
+			if (by && (!blocked[i] || by->position > blocked[i]->position))
+				blocked[i] = by;
+		}
+	}
+}
+
+int graph_blocked(struct graph *g, const struct vertex *v, const struct vertex **out,
+		  struct err *err)
+{
+	if (!g->blocked) {
+		g->blocked = calloc(g->n_vertices + 1, sizeof(const struct vertex *));
+		if (!g->blocked)
+			return no_memory(err);
+		find_blocked(g, g->blocked);
+	}
+	*out = g->blocked[v->position];
+	return 0;
 }
 
 int vertex_has_no_output(int index, struct err *err)

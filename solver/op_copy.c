@@ -276,8 +276,12 @@ static int find_sources(struct copy_job *job, struct file_paths *paths, struct e
 	return r;
 }
 
+/* With neither wildcard nor patterns BuildKit does not look at what is required. */
 static int check_required(const struct copy_job *job, struct err *err)
 {
+	const struct llb_action *a = job->a;
+	if (!a->n_include && !a->n_exclude && !(a->allow_wildcard && keys_is_wildcard(a->from)))
+		return 0;
 	for (size_t i = 0; i < job->a->n_required; i++)
 		if (!job->copy.met[i])
 			return err_set(err, -ENOENT, "\"%s\": not found", job->a->required[i]);

@@ -38,7 +38,7 @@ struct edge_waiter {
 	enum edge_level level; /* that it waits for */
 };
 
-enum content_state { CONTENT_UNKNOWN, CONTENT_ASKED, CONTENT_KNOWN, CONTENT_WITHOUT };
+enum content_state { CONTENT_UNKNOWN, CONTENT_ASKED, CONTENT_KNOWN };
 
 struct solve_dep {
 	struct edge_state *edge;
@@ -91,7 +91,6 @@ struct job {
 	struct vertex_state *vertex;
 	size_t input;	  /* JOB_CONTENT */
 	struct digest content; /* JOB_CONTENT: the result */
-	bool has_content;
 	struct ref *ref;  /* JOB_LOAD, JOB_RUN: the result */
 	bool was_cached;  /* JOB_RUN: another process had done it */
 	int r;

@@ -55,6 +55,8 @@ void solve_started(struct solve *s, struct vertex_state *vs)
  * begun and are not done. */
 static void tell_rest(struct solve *s, bool has_failed)
 {
+	if (!s->options || !s->options->event)
+		return;
 	for (size_t i = 0; i < graph_count(s->graph); i++) {
 		struct vertex_state *vs = s->vertices[i];
 		bool is_known = false;
@@ -195,6 +197,17 @@ static void solve_until(struct solve *s, const struct edge_state *target)
 	}
 }
 
+/* Until there is nothing left to do. */
+static void settle(struct solve *s)
+{
+	while (s->queue.n || s->n_jobs) {
+		if (s->queue.n)
+			drain_queue(s);
+		else
+			collect(s);
+	}
+}
+
 static_assert(CACHES_MAX > IMPORTS_MAX, "room for all caches");
 
 static int solve_new(struct solve **out, struct graph *g, struct solver *solver)
@@ -259,8 +272,8 @@ void solve_free(struct solve *s)
 	free(s);
 }
 
-/* The solve of @g, which lasts as long as that. */
-static int get_solve(struct solve **out, struct graph *g, struct solver *solver, struct err *err)
+/* The solve of @g, begun when it is wanted first; it lasts as long as that. */
+static int solve_of(struct graph *g, struct solver *solver, struct solve **out, struct err *err)
 {
 	struct solve **slot = graph_solve_slot(g);
 	if (!*slot && solve_new(slot, g, solver) < 0)
@@ -278,7 +291,7 @@ static int may_be_cached(struct graph *g, struct solver *solver, struct vertex *
 	if ((options && options->no_cache) || v->metadata.ignore_cache ||
 	    vertex_keys(&keys, v, solver, false, NULL) < 0)
 		return 0;
-	int r = get_solve(&s, g, solver, err);
+	int r = solve_of(g, solver, &s, err);
 	for (size_t i = 0; i < keys.n_records && r == 0; i++)
 		for (size_t c = s->n_caches; c-- > 0 && r == 0;) /* those in memory first */
 			if (!keys.records[i].digest.is_random)
@@ -316,10 +329,13 @@ static int check_needed(struct graph *g, struct solver *solver, const struct ver
 static int solve_edge(struct graph *g, struct solver *solver, struct vertex *vertex, int index,
 		      const struct solve_options *options, struct edge_state **out, struct err *err)
 {
-	struct solve *s;
-	int r = check_needed(g, solver, vertex, options, err);
+	struct solve *s = NULL;
+	const struct vertex *blocked;
+	int r = graph_blocked(g, vertex, &blocked, err);
+	if (r == 0 && blocked)
+		r = check_needed(g, solver, vertex, options, err);
 	if (r == 0)
-		r = get_solve(&s, g, solver, err);
+		r = solve_of(g, solver, &s, err);
 	if (r < 0)
 		return r;
 	if (edge_get(s, vertex, index, out) < 0)
@@ -351,6 +367,84 @@ int graph_solve(struct graph *g, struct solver *solver, struct vertex *vertex, i
 	return 0;
 }
 
+static int want_keys(struct solve *s, struct vertex *v, int index)
+{
+	struct edge_state *e;
+	int r = edge_get(s, v, index, &e);
+	if (r == 0)
+		edge_want(s, e, LEVEL_FAST, NULL);
+	return r;
+}
+
+static int want_all_keys(struct solve *s, struct graph *g)
+{
+	struct vertex *v;
+	int index;
+	graph_result(g, &v, &index);
+	int r = want_keys(s, v, index);
+	for (size_t i = 0; i < graph_count(g); i++) {
+		v = graph_vertex(g, i);
+		for (size_t k = 0; k < v->op.n_inputs && r == 0; k++)
+			r = want_keys(s, v->inputs[k].vertex, v->inputs[k].index);
+	}
+	return r;
+}
+
+/* Is there a result for each output that is wanted? */
+static int is_cached(const struct solve *s, const struct vertex_state *vs, bool *out,
+		     struct err *err)
+{
+	*out = vs && vs->edges.n;
+	for (size_t i = 0; *out && i < vs->edges.n; i++) {
+		const struct edge_state *e = vs->edges.items[i];
+		struct cache_result found;
+		struct cache *in;
+		int r = e->failed ? 0 : edge_find_result(s, e, e->query, &found, &in, err);
+		if (r < 0)
+			return r;
+		*out = r == 1;
+	}
+	return 0;
+}
+
+int graph_probe(struct graph *g, struct solver *solver, bool *cached, struct err *err)
+{
+	struct solve *s = NULL;
+	int r = solve_of(g, solver, &s, err);
+	if (r < 0)
+		return r;
+	if (want_all_keys(s, g) < 0)
+		return no_memory(err);
+	settle(s);
+	db_read_begin(store_db(solver->options.store));
+	for (size_t i = 0; i < graph_count(g) && r == 0; i++)
+		r = is_cached(s, s->vertices[i], &cached[i], err);
+	db_read_end(store_db(solver->options.store));
+	return r;
+}
+
+/* What is remembered of the content of a result that the store has, which is not loaded for that: of a
+ * long chain each would have all that are below it. 1, or 0. */
+static int remembered_content(struct graph *g, struct solver *solver, const struct edge *from,
+			      const struct cache_input *input, struct digest *out, struct err *err)
+{
+	struct solve *s = NULL;
+	struct edge_state *e;
+	struct cache_result found;
+	struct cache *in;
+	int r = solve_of(g, solver, &s, err);
+	if (r < 0)
+		return r;
+	if (edge_get(s, from->vertex, from->index, &e) < 0)
+		return no_memory(err);
+	edge_want(s, e, LEVEL_FAST, NULL);
+	settle(s);
+	r = e->failed ? 0 : edge_find_result(s, e, e->query, &found, &in, err);
+	if (r != 1 || in != s->caches[0])
+		return MIN(r, 0);
+	return content_key_known(solver, input, &found.ref, out, err);
+}
+
 int vertex_content_key(struct graph *g, struct solver *solver, struct vertex *v, size_t input,
 		       struct digest *out, struct err *err)
 {
@@ -362,6 +456,9 @@ int vertex_content_key(struct graph *g, struct solver *solver, struct vertex *v,
 	if (input >= keys.n_inputs || keys.inputs[input].content == CONTENT_NONE)
 		return err_set(err, -ENODATA, "only the definition of that input counts");
 	struct edge *from = &v->inputs[input];
+	r = remembered_content(g, solver, from, &keys.inputs[input], out, err);
+	if (r != 0)
+		return MIN(r, 0);
 	r = solve_edge(g, solver, from->vertex, from->index, NULL, &e, err);
-	return r < 0 ? r : content_key(solver, &keys.inputs[input], e->ref, from->vertex, out, err);
+	return r < 0 ? r : content_key(solver, &keys.inputs[input], e->ref, from, out, err);
 }

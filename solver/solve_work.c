@@ -57,17 +57,14 @@ static int load(struct solve *s, struct edge_state *e, struct ref **out)
 
 /* ------------------------------------------------------------------ content */
 
+/* As in BuildKit the vertex fails when what it takes is not there, even where its op could do without:
+ * names of owners that are to be looked up in a file that is missing. */
 static int job_content(struct solve *s, struct job *job)
 {
 	struct vertex_state *vs = job->vertex;
 	const struct solve_dep *dep = &vs->deps[job->input];
-	int r = content_key(s->solver, &vs->keys.inputs[job->input], dep->edge->ref,
-			    dep->edge->vertex->v, &job->content, &job->err);
-	job->has_content = r == 0;
-	/* What is not there may be no error for the op, and is a better one from it. */
-	if (r == -ENOENT || r == -ENOTDIR || r == -ELOOP)
-		return 0;
-	return r;
+	return content_key(s->solver, &vs->keys.inputs[job->input], dep->edge->ref,
+			   &vs->v->inputs[job->input], &job->content, &job->err);
 }
 
 /* ------------------------------------------------------------------ keeping */

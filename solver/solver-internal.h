@@ -621,6 +621,9 @@ struct vertex {
 int vertex_run(struct vertex *v, struct solver *solver, struct err *err);
 /* Why @v, which has no ops, cannot be run. */
 int vertex_cannot_run(const struct vertex *v, struct err *err);
+/* The last vertex, of @v and all that it needs, that cannot be run; NULL when there is none. */
+int graph_blocked(struct graph *g, const struct vertex *v, const struct vertex **out,
+		  struct err *err);
 int vertex_has_no_output(int index, struct err *err);
 /* Puts "vertex sha256:… (name)" before @err. */
 int vertex_error(const struct vertex *v, int r, struct err *err);
@@ -636,7 +639,11 @@ void graph_free_busy(struct solver *solver);
 /* The digest of what is taken of @ref, the result of @from, by an input; blocks for its content
  * (content_key.c). Errors: -ENOENT and others of paths that are not there. */
 int content_key(struct solver *solver, const struct cache_input *input, struct ref *ref,
-		const struct vertex *from, struct digest *out, struct err *err);
+		const struct edge *from, struct digest *out, struct err *err);
+
+/* 1 when it is remembered of a kept ref with this id, or 0. */
+int content_key_known(struct solver *solver, const struct cache_input *input,
+		      const struct digest *ref, struct digest *out, struct err *err);
 
 /* A digest of @preimage, which becomes an ingredient; clears @preimage. */
 int keys_hash(struct vertex_keys *keys, struct strbuf *preimage, struct digest *out,
@@ -648,8 +655,10 @@ int keys_add_inputs(struct vertex_keys *keys, size_t n, struct err *err);
 /* The selector of an input is SHA(paths joined by NUL). */
 int keys_set_selector(struct vertex_keys *keys, size_t input, const char *const *paths, size_t n,
 		      struct err *err);
+/* Some of "*?[" in it is not behind a backslash. */
+bool keys_is_wildcard(const char *path);
 /* Moves what is left of @paths (borrowed texts) when those under others are gone to the front, in
- * order; returns how many. A root leaves only itself. */
+ * order; returns how many. Texts: nothing is cleaned. */
 size_t keys_dedupe_paths(const char **paths, size_t n);
 /* The members OS, Arch, Variant, OSVersion, OSFeatures of what @v is for. */
 void keys_platform(struct strbuf *json, const struct vertex *v, const struct solver *solver);

@@ -214,6 +214,10 @@ int graph_solve(struct graph *g, struct solver *solver, struct vertex *vertex, i
 		const struct solve_options *options, struct ref **out, struct err *err);
 /* The first vertex whose result, as far as it was solved, has the layer; NULL = none. */
 struct vertex *graph_layer_vertex(struct graph *g, const struct digest *layer);
+/* Whether all that the definition uses of a vertex is in a cache under the keys that definitions give:
+ * into @cached, one for each vertex. Runs nothing; sources are asked for what their keys are made of,
+ * unless the solver is offline. To be called before the first solve, which keeps more results. */
+int graph_probe(struct graph *g, struct solver *solver, bool *cached, struct err *err);
 /* The digest of what @v takes of the content of an input, which is solved for that.
  * Errors: -ENODATA only the definition of that input counts; those of graph_solve. */
 int vertex_content_key(struct graph *g, struct solver *solver, struct vertex *v, size_t input,
@@ -260,6 +264,9 @@ struct cache_record {
 	int output;
 	struct cache_digest digest; /* of map and output, "sha256:…@0" */
 };
+
+/* SHA(@digest "@" @output): the record of a map, or with output -1 of content. */
+void cache_record_digest(struct digest *out, const struct digest *digest, int output);
 
 /* What a vertex is in a cache, apart from what its inputs are. */
 struct vertex_keys {

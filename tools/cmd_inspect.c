@@ -2,7 +2,7 @@
 
 /*
  * inspect: what a reference is made of, as one JSON object. Manifests and the config are fetched,
- * no layers are opened.
+ * layers are opened only for the content that is part of the keys of a definition.
  */
 
 #include "tools/tools.h"
@@ -205,6 +205,32 @@ static void inspect_texts(struct strbuf *s, const char *key, char *const *texts,
 	strbuf_putc(s, ']');
 }
 
+/* A registry could not be asked; the others are errors that are about this vertex alone. */
+static bool is_no_answer(int r)
+{
+	switch (-r) {
+	case 0:
+	case ENOENT:
+	case EACCES:
+	case EBADMSG:
+	case EINVAL:
+	case ENOTSUP:
+	case ENODATA:
+	case EFBIG:
+		return false;
+	default:
+		return true;
+	}
+}
+
+/* A definition, as its vertices are told of. */
+struct inspected {
+	struct app *app;
+	struct graph *graph;
+	bool may_ask; /* the network answers, as far as is known */
+	bool is_offline;
+};
+
 /* What of an input is hashed where its content may stand for it; null when it may not. */
 static void inspect_content(struct strbuf *s, const struct cache_input *input)
 {
@@ -252,6 +278,50 @@ static void inspect_key_inputs(struct strbuf *s, const struct vertex_keys *keys)
 	strbuf_putc(s, ']');
 }
 
+static void inspect_content_key(struct strbuf *s, size_t input, const struct digest *digest,
+				const char *reason)
+{
+	struct digest record = {0};
+
+	if (!reason)
+		cache_record_digest(&record, digest, -1);
+	inspect_open(s);
+	json_u64(s, "input", input);
+	inspect_digest(s, "digest", reason ? NULL : digest);
+	inspect_digest(s, "record", reason ? NULL : &record);
+	if (reason)
+		json_pair(s, "reason", reason);
+	strbuf_putc(s, '}');
+}
+
+/* For each input whose content may stand for it the digest of what is taken of it, and the record
+ * that this is in an exported cache. Reads that content. */
+static int inspect_content_keys(struct strbuf *s, struct inspected *in, struct vertex *vertex,
+				const struct vertex_keys *keys)
+{
+	json_key(s, "content_keys");
+	strbuf_putc(s, '[');
+	for (size_t i = 0; i < keys->n_inputs; i++) {
+		struct digest digest;
+		struct err err = {0};
+		int r = -ENODATA;
+
+		if (keys->inputs[i].content == CONTENT_NONE)
+			continue;
+		if (in->may_ask || in->is_offline)
+			r = vertex_content_key(in->graph, in->app->solver, vertex, i, &digest, &err);
+		else
+			err_set(&err, r, "the network was not asked");
+		if (r == -ENOMEM)
+			return r;
+		if (r < 0 && is_no_answer(r))
+			in->may_ask = false;
+		inspect_content_key(s, i, &digest, r < 0 ? err_text(&err, r) : NULL);
+	}
+	strbuf_putc(s, ']');
+	return 0;
+}
+
 static void inspect_records(struct strbuf *s, const struct vertex_keys *keys)
 {
 	char text[DIGEST_TEXT_MAX];
@@ -285,36 +355,19 @@ static void inspect_ingredients(struct strbuf *s, const struct vertex_keys *keys
 	strbuf_putc(s, ']');
 }
 
-/* A registry could not be asked; the others are errors that are about this vertex alone. */
-static bool is_no_answer(int r)
-{
-	switch (-r) {
-	case 0:
-	case ENOENT:
-	case EACCES:
-	case EBADMSG:
-	case EINVAL:
-	case ENOTSUP:
-	case ENODATA:
-	case EFBIG:
-		return false;
-	default:
-		return true;
-	}
-}
-
 /* Images are asked for until a registry cannot be: one deadline is enough, and what the definition
  * says of the others must do. */
-static int inspect_keys(struct strbuf *s, struct app *app, struct vertex *vertex, bool *may_ask)
+static int inspect_keys(struct strbuf *s, struct inspected *in, struct vertex *vertex)
 {
 	scoped(vertex_keys_deinit) struct vertex_keys keys = {0};
 	char text[DIGEST_TEXT_MAX];
 	struct err err = {0};
-	int r = vertex_keys(&keys, vertex, app->solver, *may_ask, &err);
+	struct solver *solver = in->app->solver;
+	int r = vertex_keys(&keys, vertex, solver, in->may_ask, &err);
 
-	if (r < 0 && *may_ask) {
-		*may_ask = !is_no_answer(r);
-		r = vertex_keys(&keys, vertex, app->solver, false, err.code ? NULL : &err);
+	if (r < 0 && in->may_ask) {
+		in->may_ask = !is_no_answer(r);
+		r = vertex_keys(&keys, vertex, solver, false, err.code ? NULL : &err);
 	}
 	if (r == -ENOMEM)
 		return r;
@@ -324,6 +377,8 @@ static int inspect_keys(struct strbuf *s, struct app *app, struct vertex *vertex
 		strbuf_printf(s, "%s\"%s\"", i ? "," : "", cache_digest_text(&keys.maps[i], text));
 	strbuf_putc(s, ']');
 	inspect_key_inputs(s, &keys);
+	if (inspect_content_keys(s, in, vertex, &keys) < 0)
+		return -ENOMEM;
 	inspect_records(s, &keys);
 	inspect_ingredients(s, &keys);
 	if (r < 0 || !keys.is_whole)
@@ -353,15 +408,14 @@ static void inspect_source(struct strbuf *s, const struct vertex *vertex)
 	strbuf_putc(s, ']');
 }
 
-static int inspect_vertices(struct strbuf *s, struct app *app, struct graph *graph)
+static int inspect_vertices(struct strbuf *s, struct inspected *in, const bool *cached)
 {
-	bool may_ask = true;
 	int r = 0;
 
 	json_key(s, "vertices");
 	strbuf_putc(s, '[');
-	for (size_t i = 0; i < graph_count(graph) && r == 0; i++) {
-		struct vertex *vertex = graph_vertex(graph, i);
+	for (size_t i = 0; i < graph_count(in->graph) && r == 0; i++) {
+		struct vertex *vertex = graph_vertex(in->graph, i);
 
 		inspect_open(s);
 		inspect_digest(s, "digest", vertex_digest(vertex));
@@ -380,7 +434,8 @@ static int inspect_vertices(struct strbuf *s, struct app *app, struct graph *gra
 		}
 		strbuf_putc(s, ']');
 		inspect_source(s, vertex);
-		r = inspect_keys(s, app, vertex, &may_ask);
+		r = inspect_keys(s, in, vertex);
+		json_bool(s, "cached", cached[i]);
 		strbuf_putc(s, '}');
 	}
 	strbuf_putc(s, ']');
@@ -419,17 +474,17 @@ static int inspect_load(struct graph **out, const char *text, struct vertex **ve
 	return graph_find(*out, name, vertex, err);
 }
 
-static int inspect_llb(struct strbuf *s, struct app *app, const char *text, struct err *err)
+/* What is cached is looked for first: a solve keeps what it makes. */
+static int inspect_graph(struct strbuf *s, struct inspected *in, struct vertex *vertex, int index,
+			 const char *text, struct err *err)
 {
-	scoped(graph_free) struct graph *graph = NULL;
+	scoped(free) bool *cached = calloc(graph_count(in->graph) + 1, sizeof(*cached));
 	scoped(ref_unref) struct ref *ref = NULL;
-	struct vertex *vertex;
-	int index, r;
+	int r = cached ? graph_probe(in->graph, in->app->solver, cached, err) : -ENOMEM;
 
-	r = inspect_load(&graph, text + strlen("llb://"), &vertex, &index, err);
 	if (r < 0)
 		return r;
-	r = graph_solve(graph, app->solver, vertex, index, NULL, &ref, err);
+	r = graph_solve(in->graph, in->app->solver, vertex, index, NULL, &ref, err);
 	if (r == 0) {
 		r = inspect_ref(s, ref, "llb", text, err);
 	} else if (r != -ENOMEM) {
@@ -439,7 +494,22 @@ static int inspect_llb(struct strbuf *s, struct app *app, const char *text, stru
 		json_pair(s, "unsolved", err_text(err, r));
 		r = 0;
 	}
-	return r < 0 ? r : inspect_vertices(s, app, graph);
+	return r < 0 ? r : inspect_vertices(s, in, cached);
+}
+
+static int inspect_llb(struct strbuf *s, struct app *app, const struct options *o, const char *text,
+		       struct err *err)
+{
+	scoped(graph_free) struct graph *graph = NULL;
+	struct vertex *vertex;
+	int index;
+	int r = inspect_load(&graph, text + strlen("llb://"), &vertex, &index, err);
+
+	if (r < 0)
+		return r;
+	struct inspected in = {
+		.app = app, .graph = graph, .may_ask = true, .is_offline = o->offline};
+	return inspect_graph(s, &in, vertex, index, text, err);
 }
 
 static int inspect_all(struct strbuf *s, struct app *app, const struct options *o,
@@ -451,7 +521,7 @@ static int inspect_all(struct strbuf *s, struct app *app, const struct options *
 
 	strbuf_putc(s, '{');
 	if (split->n_inputs == 1 && !word->is_merge && str_starts(word->text, "llb://")) {
-		r = inspect_llb(s, app, word->text, err);
+		r = inspect_llb(s, app, o, word->text, err);
 	} else {
 		r = inputs_resolve(&ref, app, o, split->inputs, split->n_inputs, err);
 		if (r == 0)

@@ -225,7 +225,8 @@ const struct command commands[] = {
 		.name = "inspect",
 		.usage = "REF",
 		.summary = "what a reference is made of",
-		.text = "One JSON object; fetches manifests and the config, no layers. Keys: "
+		.text = "One JSON object; fetches manifests and the config, no layers but for "
+			"content_keys[]. Keys: "
 			"kind ref platform manifest layers[] config parts[]. A layer has "
 			"digest diff_id media_type size format, a part ref trim add. For "
 			"llb:// there is also vertices[], each with digest name op inputs[] "
@@ -233,8 +234,12 @@ const struct command commands[] = {
 			"and its keys in a build cache, as BuildKit has them: cache_maps[] "
 			"selectors[] records[{output,digest}] cache_key (the first record, null "
 			"when not known), contents[], for each input what of it is hashed where its content "
-			"may stand for it, and ingredients[{digest,text}], what was hashed; "
-			"unknown "
+			"may stand for it, and ingredients[{digest,text}], what was hashed. "
+			"content_keys[{input,digest,record}] has, for those inputs, the hash of that "
+			"content, which is read for it, and what caches call it; where it cannot be "
+			"had, as below a command, both are null, and reason says why. cached says "
+			"whether the store has a result that is found by definitions alone, as it "
+			"was before this command solved anything. unknown "
 			"says why a key, or the second one of an image, is missing. A definition "
 			"that cannot be solved has these, and unsolved, the reason, instead of "
 			"layers, config and parts.",

@@ -608,6 +608,11 @@ static void what_lies_below_another_path_is_dropped(void **state)
 	const char *paths[] = {"/a/c", "/b/x/y", "/a-b", "/a", "/b/x", "/a/c/d", "/a", "/bb"};
 	static const char *const want[] = {"/a", "/a-b", "/b/x", "/bb"};
 	const char *all[] = {"/z", "/", "/a"};
+	/* Relative paths lie below nothing, and a slash at the end is one. */
+	const char *odd[] = {"d", "/", "/d", "e/f", "e"};
+	static const char *const want_odd[] = {"/", "d", "e"};
+	const char *slashes[] = {"/a/", "/b/c", "/b/", "/a", "/c/"};
+	static const char *const want_slashes[] = {"/a", "/b/", "/c/"};
 
 	assert_int_equal(keys_dedupe_paths(paths, countof(paths)), countof(want));
 	for (size_t i = 0; i < countof(want); i++)
@@ -615,6 +620,12 @@ static void what_lies_below_another_path_is_dropped(void **state)
 	assert_int_equal(keys_dedupe_paths(all, countof(all)), 1);
 	assert_string_equal(all[0], "/");
 	assert_int_equal(keys_dedupe_paths(all, 0), 0);
+	assert_int_equal(keys_dedupe_paths(odd, countof(odd)), 3);
+	assert_int_equal(keys_dedupe_paths(slashes, countof(slashes)), 3);
+	for (size_t i = 0; i < 3; i++) {
+		assert_string_equal(odd[i], want_odd[i]);
+		assert_string_equal(slashes[i], want_slashes[i]);
+	}
 }
 
 static void add_copy(struct strbuf *file, const char *from, bool follow, const char *include)

@@ -23,12 +23,13 @@ BOTH = ["copy-chmod-str", "diff-nonancestor", "exec-cache-private", "exec-mount-
 
 
 def vertices(llbfs, form):
-    """Without what a session makes up, and without source lines, which not every form has."""
+    """Without what a session makes up or a store has, and without source lines, which not every
+    form has."""
     got = llbfs.json("inspect", "--offline", f"llb://{form}")[0]["vertices"]
     text = re.sub(r"random:[0-9a-f]{64}", "random", json.dumps(got))
     found = {v["digest"]: v for v in json.loads(text)}
     for v in found.values():
-        del v["source"]
+        del v["source"], v["cached"]
         if "random" in v["cache_maps"]:
             del v["ingredients"]
     return found

@@ -185,12 +185,17 @@ def test_owners_come_from_the_input_that_is_named(solve):
         made = file_op(mkfile("/f", own=owner(by_name("u", which)), input=0), inputs=[one, two])
         f = solve(one, two, made)["/f"]
         assert (f.uid, f.gid) == ids
-    # ... or from what an action of the same op made; the file may be a link
-    made = file_op(mkdir("/etc", output=-1), mkfile("/p", b"u:x:5:6", input=0, output=-1),
-                   symlink("/p", "/etc/passwd", input=1, output=-1),
-                   mkfile("/f", own=owner(by_name("u", 2)), output=0))
-    f = solve(made)["/f"]
+    # ... which may have it behind a link
+    linked = chain(do(mkdir, "/etc"), do(mkfile, "/p", b"u:x:5:6"), do(symlink, "/p", "/etc/passwd"))
+    f = solve(linked, file_op(mkfile("/f", own=owner(by_name("u")), input=0), inputs=[linked]))["/f"]
     assert (f.uid, f.gid) == (5, 6)
+    # ... and is not what an action made, nor one that has no such file but stands for itself alone
+    made = file_op(mkdir("/etc", output=-1), mkfile("/f", own=owner(by_name("u", 0)), input=0))
+    assert "not one of 0" in solve(made, code=6)
+    made = file_op(mkfile("/f", own=owner(by_name("u", 1)), input=0), inputs=[one, SRC])
+    assert "/etc/passwd: no such" in solve(one, SRC, made, code=3)
+    made = file_op(mkfile("/f", own=owner(by_name("u", 0)), input=0), inputs=[SRC])
+    assert solve(SRC, made)["/f"].uid == 0
     nothing = file_op(mkfile("/f", own=owner(by_name("u", -1))))
     assert "no input" in solve(nothing, code=6)
     folder = chain(do(mkdir, "/etc/passwd", parents=True))
