@@ -248,10 +248,12 @@ static int pack(struct layers *l, const struct pack *p, struct image_layer *out)
 {
 	const struct image_options *o = l->options;
 	scoped(close_fd) int lock = -1;
-	scoped(free) char *form =
-		str_printf("1 %s %d %d epoch %lld",
-			   p->is_plain ? "bytes" : p->layer ? "files" : "changes", (int)p->format,
-			   o->level, o->rewrite_timestamp ? (long long)o->epoch : -1LL);
+	scoped(free) char *form = str_printf("1 %s %d %d epoch %lld",
+					     p->is_plain ? "bytes"
+					     : p->layer	 ? "files"
+							 : "changes",
+					     (int)p->format, o->level,
+					     o->rewrite_timestamp ? (long long)o->epoch : -1LL);
 	if (!form)
 		return no_memory(l->err);
 	int r = pack_known(l, p, form, out);
@@ -336,8 +338,7 @@ static int failed(struct layers *l)
 static bool is_internal(const char *key)
 {
 	return strcmp(key, "containerd.io/uncompressed") == 0 ||
-	       strcmp(key, "buildkit/createdat") == 0 ||
-	       strcmp(key, "buildkit/description") == 0 ||
+	       strcmp(key, "buildkit/createdat") == 0 || strcmp(key, "buildkit/description") == 0 ||
 	       str_starts(key, "containerd.io/distribution.source.");
 }
 

@@ -54,8 +54,7 @@ static int set_compression(struct output_image *image, const char *field, const 
 	static const struct {
 		const char *name;
 		enum plain_format format;
-	} known[] = {
-		{"gzip", PLAIN_GZIP}, {"zstd", PLAIN_ZSTD}, {"uncompressed", PLAIN_TAR}};
+	} known[] = {{"gzip", PLAIN_GZIP}, {"zstd", PLAIN_ZSTD}, {"uncompressed", PLAIN_TAR}};
 
 	for (size_t i = 0; i < countof(known); i++)
 		if (strcmp(value, known[i].name) == 0) {
@@ -64,7 +63,8 @@ static int set_compression(struct output_image *image, const char *field, const 
 		}
 	if (strcmp(value, "estargz") == 0 || strcmp(value, "zstdchunked") == 0)
 		return err_set(err, -ENOTSUP,
-			       "--output: %s cannot be written, only read; use gzip or zstd", field);
+			       "--output: %s cannot be written, only read; use gzip or zstd",
+			       field);
 	return bad_value(field, "gzip, zstd or uncompressed", err);
 }
 
@@ -138,10 +138,11 @@ static int set_annotation(struct output_image *image, const char *field, const c
 	else if (strncasecmp(field, plain, strlen(plain)) == 0)
 		key = field + strlen(plain);
 	if (!key || key + 1 >= value)
-		return err_set(err, -EINVAL,
-			       "--output: \"%.*s\": want annotation.KEY, annotation-manifest.KEY or "
-			       "annotation-manifest-descriptor.KEY: there is one image and no index",
-			       (int)(value - field) - 1, field);
+		return err_set(
+			err, -EINVAL,
+			"--output: \"%.*s\": want annotation.KEY, annotation-manifest.KEY or "
+			"annotation-manifest-descriptor.KEY: there is one image and no index",
+			(int)(value - field) - 1, field);
 	r = add_annotation(vec_push(&image->annotations), key, value);
 	return r < 0 ? r : 1;
 }
@@ -281,13 +282,11 @@ static int pair_by_key(const void *a, const void *b)
 }
 
 static int put_annotations(const struct output_image *image, const struct image_name *name,
-			   struct strbuf *out)
+			   const char *tag, struct strbuf *out)
 {
 	vec(struct pair) all = {0};
 	char created[40];
 	scoped(free) char *full = name ? image_name_text(name) : NULL;
-	/* a layout that somebody looks into without a tag is searched for this one */
-	const char *tag = name ? name->tag : image->is_folder ? "latest" : NULL;
 	const struct pair own[] = {
 		{"io.containerd.image.name", full},
 		{"org.opencontainers.image.created", time_text(image->image.created, created)},
@@ -323,7 +322,7 @@ static int put_annotations(const struct output_image *image, const struct image_
 }
 
 void output_image_desc(const struct output_image *image, const struct image_name *name,
-		       struct strbuf *out)
+		       const char *tag, struct strbuf *out)
 {
 	const struct desc *desc = &image->image.manifest_desc;
 	const struct platform *p = &image->image.platform;
@@ -333,7 +332,7 @@ void output_image_desc(const struct output_image *image, const struct image_name
 	json_pair(out, "mediaType", desc->media_type);
 	json_pair(out, "digest", digest_text(&desc->digest, text));
 	json_u64(out, "size", desc->size);
-	if (put_annotations(image, name, out) < 0)
+	if (put_annotations(image, name, name ? name->tag : tag, out) < 0)
 		out->failed = true;
 	json_key(out, "platform");
 	strbuf_putc(out, '{');
@@ -373,7 +372,7 @@ void output_image_metadata(const struct output_image *image, struct strbuf *out)
 	scoped(strbuf_free) struct strbuf desc = {0}, names = {0};
 	char text[DIGEST_TEXT_MAX];
 
-	output_image_desc(image, NULL, &desc);
+	output_image_desc(image, NULL, NULL, &desc);
 	strbuf_printf(out, "  \"containerimage.config.digest\": \"%s\",\n",
 		      digest_text(&image->image.config_desc.digest, text));
 	strbuf_puts(out, "  \"containerimage.descriptor\": ");

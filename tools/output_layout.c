@@ -102,13 +102,15 @@ static int write_member(const struct member *m, struct store *store, int fd, str
 
 /* ------------------------------------------------------------------ documents */
 
-/* The descriptors, one a name. */
+/* The descriptors, one a name. A folder that is looked into without a tag is searched for "latest". */
 static void put_descs(const struct output_image *image, struct strbuf *out)
 {
+	const char *tag = image->is_folder ? "latest" : NULL;
+
 	for (size_t i = 0; i < MAX(image->names.n, (size_t)1); i++) {
 		if (i > 0)
 			strbuf_putc(out, ',');
-		output_image_desc(image, image->names.n ? &image->names.items[i] : NULL, out);
+		output_image_desc(image, image->names.n ? &image->names.items[i] : NULL, tag, out);
 	}
 }
 
@@ -232,8 +234,7 @@ static int put_blobs(const struct members *m, struct store *store, struct target
 	return r;
 }
 
-int layout_write_tar(const struct output_image *image, struct store *store, int fd,
-		     struct err *err)
+int layout_write_tar(const struct output_image *image, struct store *store, int fd, struct err *err)
 {
 	static const char end[2 * BLOCK];
 	scoped(strbuf_free) struct strbuf index = {0}, manifest = {0}, layout = {0};
@@ -273,8 +274,7 @@ static int write_file(const char *path, const char *text, size_t n, struct err *
 	return whole_file_close(&file, r, err);
 }
 
-static int write_blob(const struct member *m, struct store *store, const char *dir,
-		      struct err *err)
+static int write_blob(const struct member *m, struct store *store, const char *dir, struct err *err)
 {
 	char hex[DIGEST_HEX_MAX];
 	scoped(free) char *path =
@@ -296,7 +296,8 @@ static int write_blob(const struct member *m, struct store *store, const char *d
 static const char *name_of(const json_t *desc)
 {
 	const json_t *annotations = json_object_get(desc, "annotations");
-	const char *full = json_string_value(json_object_get(annotations, "io.containerd.image.name"));
+	const char *full =
+		json_string_value(json_object_get(annotations, "io.containerd.image.name"));
 
 	return full ? full
 		    : json_string_value(

@@ -402,9 +402,9 @@ int output_image_write(struct output_image *image, const char *dest, struct app 
 		       struct ref *ref, struct err *err);
 /* Appends the members of --metadata-file, each with a comma behind it. */
 void output_image_metadata(const struct output_image *image, struct strbuf *out);
-/* Appends the descriptor of the manifest as in an index; @name may be NULL. */
+/* Appends the descriptor of the manifest as in an index; without a @name, under @tag or none. */
 void output_image_desc(const struct output_image *image, const struct image_name *name,
-		       struct strbuf *out);
+		       const char *tag, struct strbuf *out);
 /* Writes it, as a tar or a folder (output_layout.c). */
 int layout_write_tar(const struct output_image *image, struct store *store, int fd,
 		     struct err *err);
