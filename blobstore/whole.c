@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
 /*
- * whole: blobs from their first byte to their last, on their way out of the program, and new ones on
- * their way into the store.
+ * whole: blobs from their first byte to their last, on their way out of the program, and new ones
+ * on their way into the store.
  *
  * What goes out is read in large pieces, hashed, and kept nowhere: to write an image somewhere must
  * not push out of the store what mounts use. So its bytes are with the taker before anybody knows
@@ -10,7 +10,8 @@
  *
  * What comes in is hashed twice on the way: the plain bytes (the diff ID of a layer) and the
  * compressed ones (the name). Room is taken in steps under a random name that is leased, as for
- * content (draft.c); the row of a process that died is evicted like a file, which then is not there.
+ * content (draft.c); the row of a process that died is evicted like a file, which then is not
+ * there.
  */
 
 #include "blobstore/blob-internal.h"

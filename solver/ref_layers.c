@@ -8,12 +8,12 @@
  *	tree		one layer, packed from what was made here
  *	partition	of a part only some folder, or below some folder: one layer, packed from its files
  *
- * So a layer that exists is a descriptor all the way: nobody asks for a byte of it, wherever it is.
- * Only force_compression (its plain bytes stay, and with them its diff ID) and rewrite_timestamp (it
- * is packed again from its files) read it.
+ * So a layer that exists is a descriptor all the way: nobody asks for a byte of it, wherever it
+ * is. Only force_compression (its plain bytes stay, and with them its diff ID) and
+ * rewrite_timestamp (it is packed again from its files, in the order of their names) read it.
  *
- * What was packed is a blob of the store and a row of layer_blobs, by the digest of what it was made
- * of (a tree's file, a partition's id, a blob) and how. A row whose blob was evicted is as good as
+ * What was packed is a blob of the store and a row of layer_blobs, by the digest of what it was
+ * made of (a tree's file, a partition's id, a blob) and how. A row whose blob was evicted is as good as
  * none. Two processes that pack the same thing get the same bytes, so the lock spares work and
  * nothing else.
  *
@@ -113,7 +113,7 @@ static int layer_format(struct layers *l, const struct ref_layer *layer, enum pl
 	return r;
 }
 
-/* ------------------------------------------------------------------ what is known of packed layers */
+/* ------------------------------------------------------------------ what was packed before */
 
 static void bind_digest(struct db_stmt *s, int i, const struct digest *digest)
 {

@@ -6,8 +6,8 @@
  * The default of both is OCI's media types, as BuildKit has it by now, and a tar; with tar=false it
  * is a layout folder. What names the image are annotations of the manifest's descriptor in the
  * index (containerd reads the full name, everybody else the tag), and in docker's archive also
- * manifest.json. Where BuildKit says "now" in a descriptor, we say the time of the image: two outputs
- * of one ref are the same bytes.
+ * manifest.json. Where BuildKit says "now" in a descriptor, we say the time of the image: two
+ * outputs of one ref are the same bytes.
  */
 
 #include "tools/tools.h"

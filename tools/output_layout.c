@@ -102,7 +102,8 @@ static int write_member(const struct member *m, struct store *store, int fd, str
 
 /* ------------------------------------------------------------------ documents */
 
-/* The descriptors, one a name. A folder that is looked into without a tag is searched for "latest". */
+/* The descriptors, one a name. A folder that is looked into without a tag is searched for
+ * "latest". */
 static void put_descs(const struct output_image *image, struct strbuf *out)
 {
 	const char *tag = image->is_folder ? "latest" : NULL;
