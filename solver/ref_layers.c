@@ -10,11 +10,12 @@
  *
  * So a layer that exists is a descriptor all the way: nobody asks for a byte of it, wherever it
  * is. Only force_compression (its plain bytes stay, and with them its diff ID) and
- * rewrite_timestamp (it is packed again from its files, in the order of their names) read it.
+ * rewrite_timestamp (it is packed again from its files: in the order of their names, and without
+ * what trees do not keep, as trusted xattrs) read it.
  *
  * What was packed is a blob of the store and a row of layer_blobs, by the digest of what it was
- * made of (a tree's file, a partition's id, a blob) and how. A row whose blob was evicted is as good as
- * none. Two processes that pack the same thing get the same bytes, so the lock spares work and
+ * made of (a tree's file, a partition's id, a blob) and how. A row whose blob was evicted is as
+ * good as none. Two processes that pack the same thing get the same bytes, so the lock spares work and
  * nothing else.
  *
  * Where the history of an image says who made a layer, and when, that is what the catalogue says of
