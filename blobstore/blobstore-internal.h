@@ -55,6 +55,15 @@ int codec_reader_point(struct codec_reader *r, struct codec_point *out);
 int codec_decode(const struct span *span, const void *stored, const void *window, size_t from,
 		 void *dst, size_t len, struct err *err);
 
+/* The other way: a stream of one gzip member or one zstd frame, the same bytes for the same input. */
+struct codec_writer;
+int codec_writer_new(struct codec_writer **out, enum plain_format format, int level);
+void codec_writer_free(struct codec_writer *w);
+define_scoped(struct codec_writer *, codec_writer_free);
+/* Takes from in and gives to out. With @is_end: 1 = all of it is out, 0 = more room is needed.
+ * Errors: -EIO. */
+int codec_writer_step(struct codec_writer *w, struct codec_io *io, bool is_end);
+
 /* zstd for windows and re-framed copies: one frame, content size known. */
 size_t codec_pack_bound(size_t n);
 int64_t codec_pack(const void *in, size_t n, void *out, size_t max, int level);

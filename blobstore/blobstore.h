@@ -391,6 +391,31 @@ define_scoped(struct blob_pass *, blob_pass_free);
 /* How far it is, in stored bytes, for progress. */
 uint64_t blob_pass_position(const struct blob_pass *pass);
 
+/* ------------------------------------------------------------------ whole blobs, out and in */
+
+/* A non-zero return ends it and is returned. */
+typedef int (*blob_sink)(void *arg, const void *bytes, size_t n);
+/* All stored bytes in order, from the store or as they come from the remote; nothing of them is kept.
+ * They are verified at the end: only 0 says that they were right.
+ * Errors: -EBADMSG, -ENOENT nobody has it, network errors. */
+int blob_copy_stored(struct blob *blob, blob_sink sink, void *arg, struct err *err);
+/* The same, decoded. */
+int blob_copy_plain(struct blob *blob, blob_sink sink, void *arg, struct err *err);
+
+/* A new blob: plain bytes, compressed on the way into the store, under a name that is known at the
+ * end. It is leased. */
+struct blob_draft;
+#define BLOB_LEVEL_DEFAULT INT32_MIN
+int blob_draft_begin(struct blob_draft **out, struct store *store, enum plain_format format,
+		     int level, struct err *err);
+int blob_draft_write(struct blob_draft *d, const void *bytes, size_t n, struct err *err);
+int blob_draft_commit(struct blob_draft *d, struct digest *digest, uint64_t *size,
+		      struct digest *diff_id, struct err *err);
+void blob_draft_free(struct blob_draft *d);
+define_scoped(struct blob_draft *, blob_draft_free);
+/* Whether the store has all of it, which it then keeps as long as this process lives. */
+bool blob_is_kept(struct store *store, const struct digest *digest, uint64_t size);
+
 /* ------------------------------------------------------------------ flat copies */
 
 /* Flat files of plain content, "content/<hex>": what passthrough needs, shared by all layers.

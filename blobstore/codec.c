@@ -206,6 +206,105 @@ int codec_reader_point(struct codec_reader *r, struct codec_point *out)
 	return 0;
 }
 
+/* ------------------------------------------------------------------ a stream in the making */
+
+struct codec_writer {
+	enum plain_format format;
+	z_stream z;
+	bool has_z;
+	ZSTD_CStream *zstd;
+};
+
+static int gzip_begin(struct codec_writer *w, int level)
+{
+	/* As Go's: no name, no time, and the system is not told. */
+	static gz_header header = {.os = 255};
+
+	w->has_z = deflateInit2(&w->z, level, Z_DEFLATED, 15 + 16, 8, Z_DEFAULT_STRATEGY) == Z_OK;
+	return w->has_z && deflateSetHeader(&w->z, &header) == Z_OK ? 0 : -ENOMEM;
+}
+
+static int zstd_begin(struct codec_writer *w, int level)
+{
+	w->zstd = ZSTD_createCStream();
+	if (!w->zstd)
+		return -ENOMEM;
+	ZSTD_CCtx_setParameter(w->zstd, ZSTD_c_compressionLevel, level);
+	ZSTD_CCtx_setParameter(w->zstd, ZSTD_c_checksumFlag, 1);
+	return 0;
+}
+
+int codec_writer_new(struct codec_writer **out, enum plain_format format, int level)
+{
+	scoped(codec_writer_free) struct codec_writer *w = calloc(1, sizeof(*w));
+	int r = w ? 0 : -ENOMEM;
+
+	if (r == 0 && format == PLAIN_GZIP)
+		r = gzip_begin(w, level);
+	else if (r == 0 && format == PLAIN_ZSTD)
+		r = zstd_begin(w, level);
+	if (r < 0)
+		return r;
+	w->format = format;
+	*out = take(w);
+	return 0;
+}
+
+void codec_writer_free(struct codec_writer *w)
+{
+	if (!w)
+		return;
+	if (w->has_z)
+		deflateEnd(&w->z);
+	ZSTD_freeCStream(w->zstd);
+	free(w);
+}
+
+static int gzip_write(struct codec_writer *w, struct codec_io *io, bool is_end)
+{
+	w->z.next_in = (Bytef *)io->in;
+	w->z.avail_in = (uInt)MIN(io->n_in, (size_t)1 << 30);
+	w->z.next_out = io->out;
+	w->z.avail_out = (uInt)MIN(io->n_out, (size_t)1 << 30);
+	int z = deflate(&w->z, is_end ? Z_FINISH : Z_NO_FLUSH);
+	size_t used = (size_t)(w->z.next_in - io->in), made = (size_t)(w->z.next_out - io->out);
+	io->in += used;
+	io->n_in -= used;
+	io->out += made;
+	io->n_out -= made;
+	return z == Z_STREAM_END ? 1 : z == Z_OK || z == Z_BUF_ERROR ? 0 : -EIO;
+}
+
+static int zstd_write(struct codec_writer *w, struct codec_io *io, bool is_end)
+{
+	ZSTD_inBuffer in = {io->in, io->n_in, 0};
+	ZSTD_outBuffer out = {io->out, io->n_out, 0};
+	size_t left =
+		ZSTD_compressStream2(w->zstd, &out, &in, is_end ? ZSTD_e_end : ZSTD_e_continue);
+
+	io->in += in.pos;
+	io->n_in -= in.pos;
+	io->out += out.pos;
+	io->n_out -= out.pos;
+	return ZSTD_isError(left) ? -EIO : is_end && left == 0;
+}
+
+int codec_writer_step(struct codec_writer *w, struct codec_io *io, bool is_end)
+{
+	if (w->format == PLAIN_GZIP)
+		return gzip_write(w, io, is_end);
+	if (w->format == PLAIN_ZSTD)
+		return zstd_write(w, io, is_end);
+	size_t n = MIN(io->n_in, io->n_out);
+	if (n)
+		memcpy(io->out, io->in, n);
+	io->in += n;
+	io->n_in -= n;
+	io->out += n;
+	io->n_out -= n;
+	return is_end && io->n_in == 0;
+}
+
 /* ------------------------------------------------------------------ one span */
 
 /* Where decoded bytes go: @skip of them are dropped first, then @len are kept. */

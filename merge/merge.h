@@ -466,6 +466,15 @@ int tree_diff(struct tree *a, struct tree *b, change_fn fn, void *arg, struct er
 typedef int (*tar_write_fn)(void *arg, const void *bytes, size_t n);
 int tar_write_tree(struct tree *t, uint64_t dir, const char *prefix, tar_write_fn write, void *arg,
 		   struct err *err);
+/* Writes a raw tree as the tar of a layer, byte for byte as BuildKit's containerd does: whiteouts as
+ * .wh. files, times in whole seconds, security.capability the only xattr. */
+struct tar_layer {
+	bool has_epoch;
+	int64_t epoch;	 /* later times become this one */
+	bool all_xattrs; /* of a layer that had them */
+};
+int tar_write_layer(struct tree *t, const struct tar_layer *layer, tar_write_fn write, void *arg,
+		    struct err *err);
 /* Members of a tar file by offset (an oci-archive, a docker-archive), nothing unpacked.
  * @fn: name as in the tar (cleaned, no leading slash), offset of the data in the file; link targets
  * for links. */

@@ -22,6 +22,12 @@
  *
  * A file's second and later names are links (type 1, no size) to the name written first. Sockets
  * have no form in a tar and are left out, as everyone does.
+ *
+ * A layer (tar_write_layer) differs in what containerd's differ does: the format is PAX throughout,
+ * so that long names are never split; times are whole seconds; of the xattrs only
+ * security.capability is kept. What hides something below is an empty file, .wh.NAME for a name and
+ * .wh..wh..opq for all that a folder had, with mode, owner and time 0. A folder that was made up
+ * because something lies below it is not listed, unless nothing does.
  */
 
 #include "merge/merge.h"
@@ -59,7 +65,7 @@ struct tar_item {
 	struct attr attr;
 	uint64_t size;
 	vec(struct record) records;
-	bool needs_pax;
+	bool needs_pax, only_capability;
 };
 
 struct link_name {
@@ -72,6 +78,7 @@ struct tar_writer {
 	tar_write_fn write;
 	void *arg;
 	const char *prefix;
+	const struct tar_layer *layer; /* NULL = no layer */
 	struct err *err;
 	struct strbuf name, target;
 	char *buf;
@@ -227,6 +234,8 @@ static int add_xattr(void *arg, const char *name, const void *value, size_t len)
 {
 	struct tar_item *item = arg;
 
+	if (item->only_capability && strcmp(name, "security.capability") != 0)
+		return 0;
 	item->needs_pax = true;
 	return strchr(name, '=') ? -EILSEQ : add_record(item, "SCHILY.xattr.", name, value, len);
 }
@@ -355,7 +364,7 @@ static int item_records(struct tar_writer *w, struct tar_item *item)
 {
 	const struct attr *a = &item->attr;
 
-	int r = add_name(item, "path", item->name, true);
+	int r = add_name(item, "path", item->name, !w->layer);
 	if (r == 0)
 		r = add_name(item, "linkpath", item->link, false);
 	if (r == 0)
@@ -366,7 +375,7 @@ static int item_records(struct tar_writer *w, struct tar_item *item)
 		r = add_number(item, "size", 12, item->size);
 	if (r == 0)
 		r = add_mtime(item);
-	if (r == 0)
+	if (r == 0 && a->id)
 		r = tree_xattrs(w->tree, a->id, add_xattr, item, w->err);
 	if (r == -EILSEQ)
 		return err_set(w->err, r, "%s: an xattr with \"=\" in its name does not fit a tar",
@@ -478,6 +487,14 @@ static char type_flag(uint8_t type)
 	return 0;
 }
 
+/* A layer's times. */
+static void layer_attr(const struct tar_layer *layer, struct attr *a)
+{
+	a->mtime_ns = 0;
+	if (layer->has_epoch && a->mtime_s > layer->epoch)
+		a->mtime_s = layer->epoch;
+}
+
 /* Writes what w->name says, without the slash of a folder. */
 static int write_node(struct tar_writer *w, const struct attr *attr)
 {
@@ -485,6 +502,10 @@ static int write_node(struct tar_writer *w, const struct attr *attr)
 
 	if (!item.type)
 		return 0;
+	if (w->layer) {
+		layer_attr(w->layer, &item.attr);
+		item.only_capability = !w->layer->all_xattrs;
+	}
 	if (attr->type == NODE_DIR)
 		strbuf_putc(&w->name, '/');
 	if (w->name.failed)
@@ -515,11 +536,53 @@ static int write_node(struct tar_writer *w, const struct attr *attr)
 	return write_item(w, &item);
 }
 
+/* An empty file DIR/.wh.WHAT, where DIR is the first @dir_len bytes of @path with their slash. */
+static int write_mark(struct tar_writer *w, const char *path, size_t dir_len, const char *what)
+{
+	struct tar_item item = {.type = '0', .link = ""};
+
+	strbuf_clear(&w->name);
+	strbuf_printf(&w->name, "%.*s.wh.%s", (int)dir_len, path, what);
+	if (w->name.failed)
+		return -ENOMEM;
+	item.name = w->name.data;
+	return write_item(w, &item);
+}
+
+static int stop_listing(void *arg, const char *name, size_t len, const struct attr *attr,
+			uint64_t next)
+{
+	return 1;
+}
+
+static int write_layer_visit(struct tar_writer *w, const char *path, const struct attr *attr)
+{
+	int r = 0;
+
+	if (attr->type == NODE_WHITEOUT) {
+		const char *slash = strrchr(path, '/'), *name = slash ? slash + 1 : path;
+		return write_mark(w, path, (size_t)(name - path), name);
+	}
+	if (attr->type == NODE_DIR && attr->is_implicit && !attr->is_opaque)
+		r = tree_list(w->tree, attr->id, 0, stop_listing, NULL, NULL, w->err);
+	if (r != 0)
+		return MIN(r, 0); /* something lies in it, which makes it */
+	strbuf_puts(&w->name, path);
+	r = write_node(w, attr);
+	if (r == 0 && attr->type == NODE_DIR && attr->is_opaque) {
+		scoped(free) char *dir = str_printf("%s/", path);
+		r = dir ? write_mark(w, dir, strlen(dir), ".wh..opq") : -ENOMEM;
+	}
+	return r;
+}
+
 static int write_visit(void *arg, const char *path, const char *name, const struct attr *attr)
 {
 	struct tar_writer *w = arg;
 
 	strbuf_clear(&w->name);
+	if (w->layer)
+		return write_layer_visit(w, path, attr);
 	strbuf_printf(&w->name, "%s%s%s", w->prefix, *w->prefix ? "/" : "", path);
 	return write_node(w, attr);
 }
@@ -532,6 +595,8 @@ static int write_all_of(struct tar_writer *w, uint64_t id)
 	int r = tree_getattr(w->tree, id, &attr, NULL, w->err);
 	if (r < 0)
 		return r;
+	if (w->layer && attr.is_opaque)
+		r = write_mark(w, "", 0, ".wh..opq");
 	if (*w->prefix) {
 		strbuf_puts(&w->name, w->prefix);
 		r = write_node(w, &attr);
@@ -543,18 +608,32 @@ static int write_all_of(struct tar_writer *w, uint64_t id)
 	return r == 0 ? write_bytes(w, end, sizeof(end)) : r;
 }
 
+static int write_tar(struct tar_writer *w, uint64_t dir)
+{
+	w->buf = malloc(READ_SIZE);
+	int r = w->buf ? write_all_of(w, dir) : -ENOMEM;
+	for (size_t i = 0; i < w->n_slots; i++)
+		free(w->links[i].name);
+	free(w->links);
+	free(w->buf);
+	strbuf_free(&w->name);
+	strbuf_free(&w->target);
+	return r;
+}
+
 int tar_write_tree(struct tree *t, uint64_t dir, const char *prefix, tar_write_fn write, void *arg,
 		   struct err *err)
 {
 	struct tar_writer w = {.tree = t, .write = write, .arg = arg, .prefix = prefix, .err = err};
 
-	w.buf = malloc(READ_SIZE);
-	int r = w.buf ? write_all_of(&w, dir) : -ENOMEM;
-	for (size_t i = 0; i < w.n_slots; i++)
-		free(w.links[i].name);
-	free(w.links);
-	free(w.buf);
-	strbuf_free(&w.name);
-	strbuf_free(&w.target);
-	return r;
+	return write_tar(&w, dir);
+}
+
+int tar_write_layer(struct tree *t, const struct tar_layer *layer, tar_write_fn write, void *arg,
+		    struct err *err)
+{
+	struct tar_writer w = {
+		.tree = t, .write = write, .arg = arg, .prefix = "", .layer = layer, .err = err};
+
+	return write_tar(&w, TREE_ROOT);
 }

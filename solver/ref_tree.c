@@ -402,12 +402,12 @@ static int build_whole(struct builder *b, struct ref *ref, unsigned depth, struc
 
 /* ------------------------------------------------------------------ the door */
 
-int ref_tree(struct tree **out, struct ref *ref, struct store *store,
-	     struct ref_tree_layer **layers, size_t *n_layers, struct err *err)
+static int make_tree(struct tree **out, struct ref *ref, struct store *store, bool is_raw,
+		     struct ref_tree_layer **layers, size_t *n_layers, struct err *err)
 {
 	struct builder b = {.store = store};
 	struct flat f = {.b = &b};
-	int r = build(&f, ref, false, out, err);
+	int r = build(&f, ref, is_raw, out, err);
 	flat_deinit(&f);
 	for (size_t i = 0, k = b.rows.n; k > i + 1; i++) {
 		struct ref_tree_layer swap = b.rows.items[i];
@@ -423,6 +423,17 @@ int ref_tree(struct tree **out, struct ref *ref, struct store *store,
 	treemap_deinit(&b.leaves);
 	treemap_deinit(&b.wholes);
 	return r < 0 ? err_wrap(err, r, "%s", ref_name(ref)) : 0;
+}
+
+int ref_tree(struct tree **out, struct ref *ref, struct store *store,
+	     struct ref_tree_layer **layers, size_t *n_layers, struct err *err)
+{
+	return make_tree(out, ref, store, false, layers, n_layers, err);
+}
+
+int ref_tree_raw(struct tree **out, struct ref *ref, struct store *store, struct err *err)
+{
+	return make_tree(out, ref, store, true, NULL, NULL, err);
 }
 
 void ref_tree_layers_free(struct ref_tree_layer *layers, size_t n)

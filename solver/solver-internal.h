@@ -182,6 +182,15 @@ char *ref_key(struct ref *ref, char key[DIGEST_HEX_MAX]);
  * and the ref that they lie on (borrowed). 1, or 0 when there is no such tree for @ref. */
 int ref_skip(struct ref *ref, struct tree **out, struct ref **below, struct err *err);
 
+/* As ref_tree, but whiteouts and opaque marks stay: what @ref changes in what it is laid over. */
+int ref_tree_raw(struct tree **out, struct ref *ref, struct store *store, struct err *err);
+/* Appends the layers of @ref to @out, which has none (ref_layers.c). */
+int ref_layers_make(struct image *out, struct ref *ref, struct solver *solver,
+		    const struct image_options *options, struct err *err);
+/* Fills config and manifest of an image that has its layers (image_make.c). */
+int image_documents(struct image *image, const struct solver *solver,
+		    const struct image_options *options, struct err *err);
+
 /* ------------------------------------------------------------------ sources (source*.c) */
 
 /* What --secret has under @id. Errors: -ENOENT. */

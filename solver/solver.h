@@ -92,6 +92,47 @@ bool ref_id(struct ref *ref, struct digest *out);
 /* By a unique prefix of at least 6 hex digits. -ENOENT, -EEXIST ambiguous, -EINVAL. */
 int ref_find(struct solver *solver, const char *text, struct digest *id, struct err *err);
 
+/* ------------------------------------------------------------------ refs as images */
+
+struct image_options {
+	enum plain_format compression; /* of layers that are made now */
+	int level;		       /* BLOB_LEVEL_DEFAULT, or as the compression has it */
+	bool force_compression;	       /* of all layers */
+	bool docker_types;	       /* media types; else OCI's */
+	bool has_epoch;		       /* SOURCE_DATE_EPOCH */
+	int64_t epoch;
+	bool rewrite_timestamp; /* in layers, too */
+	const struct annotation *annotations; /* of the manifest, sorted by key */
+	size_t n_annotations;
+};
+struct image_layer {
+	struct desc desc; /* as in the manifest */
+	struct digest diff_id;
+	struct remote *remote; /* has the blob; NULL = the store */
+	char *created_by;
+	int64_t created; /* seconds */
+};
+/* An image that nobody has yet: its documents, and where its layers are. */
+struct image {
+	struct image_layer *layers; /* bottom first; equal ones may be there several times */
+	size_t n_layers;
+	struct strbuf config, manifest;
+	struct desc config_desc, manifest_desc;
+	struct platform platform;
+	int64_t created; /* seconds; of its last layer, or the epoch */
+};
+/* The layers of images are taken as they are and not looked at; what was made here, and parts with
+ * a partition, become layers in the store, once. Equal for equal refs and options. Saves @ref.
+ * Blocks. Errors: -EINVAL a live folder, -E2BIG more layers than an image can have, those of
+ * reading what has to be read, -ENOSPC. */
+int image_make(struct image *out, struct ref *ref, struct solver *solver,
+	       const struct image_options *options, struct err *err);
+void image_deinit(struct image *image);
+/* Gives all bytes of a layer's blob in order, verified at the end. Errors: those of
+ * blob_copy_stored. */
+int image_layer_copy(const struct image_layer *layer, struct store *store, blob_sink sink,
+		     void *arg, struct err *err);
+
 /* ------------------------------------------------------------------ from names to refs */
 
 /* What a command has: given once, borrowed by every call. */

@@ -154,7 +154,14 @@ static int build_tell(struct build *b, struct err *err)
 	int r = 0;
 
 	strbuf_puts(&id, digest_hex(&b->id, hex));
-	strbuf_printf(&metadata, "{\n  \"llbfs.ref\": \"%s\"\n}\n", hex);
+	strbuf_puts(&metadata, "{\n");
+	for (size_t i = b->outputs.n; i-- > 0;)
+		if (b->outputs.items[i].image) {
+			/* the last one speaks, as the last writer of a key does */
+			output_image_metadata(b->outputs.items[i].image, &metadata);
+			break;
+		}
+	strbuf_printf(&metadata, "  \"llbfs.ref\": \"%s\"\n}\n", hex);
 	if (b->o->metadata_file)
 		r = write_whole(b->o->metadata_file, &metadata, err);
 	if (r == 0 && b->o->iidfile)

@@ -68,7 +68,7 @@ const struct option_spec option_specs[] = {
 	 "a cache to solve with: type=registry,ref=NAME or type=local,src=DIR[,tag=T][,digest=D]",
 	 FOR_REF | FOR_BUILD},
 	{"output", 'o', OPTION_LIST, FIELD(outputs), "CSV", NULL,
-	 "where the result goes: type=local|tar|mount,dest=PATH; repeatable", FOR_BUILD},
+	 "where the result goes: type=local|tar|oci|docker|mount,dest=PATH; repeatable", FOR_BUILD},
 	{"no-cache", 0, OPTION_FLAG, FIELD(no_cache), NULL, NULL,
 	 "do everything again, whatever is in the cache", FOR_BUILD},
 	{"metadata-file", 0, OPTION_TEXT, FIELD(metadata_file), "FILE", NULL,

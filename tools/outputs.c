@@ -21,6 +21,8 @@ extern char **environ;
 static const char *const type_names[] = {
 	[OUTPUT_LOCAL] = "local",
 	[OUTPUT_TAR] = "tar",
+	[OUTPUT_OCI] = "oci",
+	[OUTPUT_DOCKER] = "docker",
 	[OUTPUT_MOUNT] = "mount",
 };
 
@@ -28,6 +30,7 @@ static const char *const type_names[] = {
 
 struct output_fields {
 	char *type, *dest, *bare;
+	struct texts others; /* owned copies */
 	size_t n;
 };
 
@@ -38,19 +41,64 @@ static int output_field(void *arg, const char *field, struct err *err)
 	char **to = type ? &f->type : dest ? &f->dest : &f->bare;
 
 	f->n++;
-	if (!type && !dest && strchr(field, '='))
-		return err_set(err, -EINVAL,
-			       "--output: there is no key \"%.*s\", only type and dest",
-			       (int)strcspn(field, "="), field);
+	if (csv_value(field, "output"))
+		return err_set(err, -EINVAL, "--output: there is no key \"output\": it is dest");
+	if (!type && !dest && strchr(field, '=')) {
+		const char **other = vec_push(&f->others);
+
+		return other && (*other = strdup(field)) ? 0 : -ENOMEM;
+	}
 	if (*to)
 		return err_set(err, -EINVAL, "--output: \"%s\" is one too many", field);
 	*to = strdup(type ? type : dest ? dest : field);
 	return *to ? 0 : -ENOMEM;
 }
 
+/* The keys beside type and dest, which only images have. */
+static int output_others(struct output *out, const struct output_fields *f, struct err *err)
+{
+	bool is_docker = out->type == OUTPUT_DOCKER;
+	int r = 0;
+
+	if (is_docker || out->type == OUTPUT_OCI)
+		r = output_image_new(&out->image, is_docker);
+	for (size_t i = 0; r == 0 && i < f->others.n; i++) {
+		const char *field = f->others.items[i];
+
+		r = out->image ? output_image_field(out->image, field, err)
+			       : err_set(err, -EINVAL,
+					 "--output type=%s: there is no key \"%.*s\", only dest",
+					 type_names[out->type], (int)strcspn(field, "="), field);
+	}
+	return r == 0 && out->image ? output_image_settle(out->image, err) : r;
+}
+
+static int output_type(struct output *out, const struct output_fields *f, struct err *err)
+{
+	size_t i = 0;
+
+	if (!f->type)
+		return err_set(err, -EINVAL, "--output: type=local|tar|oci|docker|mount is missing");
+	while (i < countof(type_names) && strcmp(f->type, type_names[i]) != 0)
+		i++;
+	if (i == countof(type_names))
+		return err_set(err, -EINVAL,
+			       "--output: type must be local, tar, oci, docker or mount, not \"%s\"",
+			       f->type);
+	out->type = (enum output_type)i;
+	return 0;
+}
+
+/* stdout takes one file. */
+static bool takes_stdout(const struct output *out)
+{
+	return out->type == OUTPUT_TAR || (out->image && !out->image->is_folder);
+}
+
 static int output_settle(struct output *out, struct output_fields *f, struct err *err)
 {
 	bool is_stdout;
+	int r = 0;
 
 	if (f->bare && f->n > 1)
 		return err_set(err, -EINVAL, "--output: \"%s\" is no KEY=VALUE", f->bare);
@@ -58,22 +106,16 @@ static int output_settle(struct output *out, struct output_fields *f, struct err
 		out->type = strcmp(f->bare, "-") == 0 ? OUTPUT_TAR : OUTPUT_LOCAL;
 		f->dest = take(f->bare);
 	} else {
-		size_t i = 0;
-
-		if (!f->type)
-			return err_set(err, -EINVAL, "--output: type=local|tar|mount is missing");
-		while (i < countof(type_names) && strcmp(f->type, type_names[i]) != 0)
-			i++;
-		if (i == countof(type_names))
-			return err_set(err, -EINVAL,
-				       "--output: type must be local, tar or mount, not \"%s\"",
-				       f->type);
-		out->type = (enum output_type)i;
+		r = output_type(out, f, err);
 	}
+	if (r == 0)
+		r = output_others(out, f, err);
+	if (r < 0)
+		return r;
 	is_stdout = !f->dest || strcmp(f->dest, "-") == 0;
-	if (is_stdout && out->type != OUTPUT_TAR)
-		return err_set(err, -EINVAL, "--output type=%s needs dest=DIR",
-			       type_names[out->type]);
+	if (is_stdout && !takes_stdout(out))
+		return err_set(err, -EINVAL, "--output type=%s%s needs dest=DIR",
+			       type_names[out->type], out->image ? ",tar=false" : "");
 	if (f->dest && !*f->dest)
 		return err_set(err, -EINVAL, "--output: dest is empty");
 	out->dest = is_stdout ? NULL : take(f->dest);
@@ -91,11 +133,15 @@ int output_parse(struct output *out, const char *text, struct err *err)
 	free(f.type);
 	free(f.dest);
 	free(f.bare);
+	for (size_t i = 0; i < f.others.n; i++)
+		free((char *)f.others.items[i]);
+	vec_free(&f.others);
 	return r;
 }
 
 void output_deinit(struct output *out)
 {
+	output_image_free(out->image);
 	free(out->dest);
 	*out = (struct output){0};
 }
@@ -123,9 +169,11 @@ int output_check(const struct output *out, struct err *err)
 			       ? err_set(err, -EINVAL,
 					 "a tar is not for a terminal: pipe it, or use > FILE")
 			       : 0;
-	if (out->type == OUTPUT_TAR && is_there && S_ISDIR(st.st_mode))
-		return err_set(err, -EINVAL, "--output type=tar: dest=%s is a folder", out->dest);
-	if (out->type == OUTPUT_TAR)
+	if (takes_stdout(out) && is_there && S_ISDIR(st.st_mode))
+		return err_set(err, -EINVAL, "--output type=%s: dest=%s is a folder%s",
+			       type_names[out->type], out->dest,
+			       out->image ? "; with tar=false a layout is written into it" : "");
+	if (takes_stdout(out))
 		return is_there ? 0 : check_parent(out->dest, err);
 	if (is_there && !S_ISDIR(st.st_mode))
 		return err_set(err, -ENOTDIR, "--output type=%s: dest=%s is no folder",
@@ -329,14 +377,21 @@ int output_write(const struct output *out, struct app *app, const struct options
 	scoped(free) char *name =
 		out->type == OUTPUT_LOCAL ? strdup("exporting to client directory")
 		: out->type == OUTPUT_TAR ? strdup("exporting to client tarball")
-					  : str_printf("mounting at %s", out->dest);
+		: out->type == OUTPUT_OCI ? strdup("exporting to oci image format")
+		: out->type == OUTPUT_DOCKER
+			? strdup("exporting to docker image format")
+			: str_printf("mounting at %s", out->dest);
 	int r;
 
 	if (!name)
 		return -ENOMEM;
 	build_progress_output(progress, name);
-	r = out->type == OUTPUT_MOUNT ? write_mount(out, o, id, err)
-				      : write_tree(out, app, ref, progress, err);
+	if (out->type == OUTPUT_MOUNT)
+		r = write_mount(out, o, id, err);
+	else if (out->image)
+		r = output_image_write(out->image, out->dest, app, ref, err);
+	else
+		r = write_tree(out, app, ref, progress, err);
 	build_progress_output_end(progress, r, err);
 	return r < 0 ? err_wrap(err, r, "--output type=%s", type_names[out->type]) : 0;
 }

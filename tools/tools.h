@@ -361,10 +361,12 @@ int whole_file_close(struct whole_file *f, int r, struct err *err);
 /* ------------------------------------------------------------------ builds */
 
 /* One --output. */
-enum output_type { OUTPUT_LOCAL, OUTPUT_TAR, OUTPUT_MOUNT };
+enum output_type { OUTPUT_LOCAL, OUTPUT_TAR, OUTPUT_OCI, OUTPUT_DOCKER, OUTPUT_MOUNT };
+struct output_image;
 struct output {
 	enum output_type type;
 	char *dest; /* NULL = stdout */
+	struct output_image *image; /* OUTPUT_OCI, OUTPUT_DOCKER */
 };
 /* Errors: -EINVAL. */
 int output_parse(struct output *out, const char *text, struct err *err);
@@ -375,6 +377,34 @@ int output_check(const struct output *out, struct err *err);
 int output_write(const struct output *out, struct app *app, const struct options *o,
 		 struct ref *ref, const struct digest *id, struct build_progress *progress,
 		 struct err *err);
+
+/* What is said of an image, and was made of it (output_image.c). */
+struct output_image {
+	bool is_docker, is_folder; /* an archive of docker's; no tar */
+	struct image_options options;
+	vec(struct image_name) names;
+	vec(struct annotation) annotations;	 /* of the manifest, sorted */
+	vec(struct annotation) desc_annotations; /* of its descriptor */
+	struct image image;			 /* when it was written */
+};
+int output_image_new(struct output_image **out, bool is_docker);
+void output_image_free(struct output_image *image);
+/* One KEY=VALUE. Errors: -EINVAL, -ENOTSUP. */
+int output_image_field(struct output_image *image, const char *field, struct err *err);
+int output_image_settle(struct output_image *image, struct err *err);
+/* @dest NULL: a tar on stdout. */
+int output_image_write(struct output_image *image, const char *dest, struct app *app,
+		       struct ref *ref, struct err *err);
+/* Appends the members of --metadata-file, each with a comma behind it. */
+void output_image_metadata(const struct output_image *image, struct strbuf *out);
+/* Appends the descriptor of the manifest as in an index; without a @name, under @tag or none. */
+void output_image_desc(const struct output_image *image, const struct image_name *name,
+		       const char *tag, struct strbuf *out);
+/* Writes it, as a tar or a folder (output_layout.c). */
+int layout_write_tar(const struct output_image *image, struct store *store, int fd,
+		     struct err *err);
+int layout_write_folder(const struct output_image *image, struct store *store, const char *dest,
+			struct err *err);
 
 /* ------------------------------------------------------------------ mounts */
 

@@ -428,6 +428,60 @@ static void other_tars_read_it(void **state)
 	tree_unref(t);
 }
 
+/* ------------------------------------------------------------------ layers */
+
+/* Names of the members, each with a newline; of PAX headers, too. */
+static char *member_names(const struct strbuf *tar)
+{
+	struct strbuf names = {0};
+
+	for (size_t at = 0; at + 1024 < tar->len;) {
+		const char *b = tar->data + at;
+		strbuf_printf(&names, "%c %.100s\n", b[156], b);
+		at += 512 + (octal(b + 124) + 511) / 512 * 512;
+	}
+	return strbuf_finish(&names);
+}
+
+static void layers_have_marks_and_whole_seconds(void **state)
+{
+	const struct attr file = {.type = NODE_FILE, .mode = 0640, .mtime_s = 3000, .mtime_ns = 7};
+	const struct attr opaque = {
+		.type = NODE_DIR, .mode = 0700, .is_opaque = true, .mtime_s = 1000};
+	const struct attr gone = {.type = NODE_WHITEOUT};
+	const struct tar_layer layer = {.has_epoch = true, .epoch = 2000}, as_is = {0};
+	const struct tar_layer with_xattrs = {.all_xattrs = true};
+	scoped(strbuf_free) struct strbuf tar = {0}, other = {0};
+	scoped(tree_unref) struct tree *t = NULL;
+	char deep[160];
+
+	memset(deep, 'n', sizeof(deep));
+	memcpy(deep, "o/", 2);
+	deep[80] = '/';
+	deep[150] = '\0';
+	assert_int_equal(memtree_new(&t), 0);
+	assert_int_equal(memtree_add(t, "a", &file, "x", 1), 0);
+	assert_int_equal(memtree_add(t, "b", &gone, NULL, 0), 0);
+	assert_int_equal(memtree_add(t, "o", &opaque, NULL, 0), 0);
+	assert_int_equal(memtree_add(t, "o/gone", &gone, NULL, 0), 0);
+	assert_int_equal(memtree_add(t, deep, &file, "", 0), 0);
+	assert_int_equal(memtree_xattr(t, "a", "user.note", "v", 1), 0);
+	assert_int_equal(tar_write_layer(t, &layer, to_strbuf, &tar, NULL), 0);
+	scoped(free) char *names = member_names(&tar);
+	/* A long name is a record, never split; the xattr is dropped. */
+	assert_true(str_starts(names, "0 a\n0 .wh.b\n5 o/\n0 o/.wh..wh..opq\n0 o/.wh.gone\n"));
+	assert_non_null(strstr(names, "\nx o/"));
+	assert_int_equal(octal(tar.data + 136), 2000); /* of a: the epoch */
+	assert_int_equal(octal(tar.data + 1024 + 100), 0);
+	assert_int_equal(octal(tar.data + 1024 + 136), 0);
+	assert_int_equal(octal(tar.data + 1536 + 136), 1000);
+	assert_int_equal(tar_write_layer(t, &as_is, to_strbuf, &other, NULL), 0);
+	assert_int_equal(octal(other.data + 136), 3000);
+	strbuf_clear(&other);
+	assert_int_equal(tar_write_layer(t, &with_xattrs, to_strbuf, &other, NULL), 0);
+	assert_int_equal(other.data[156], 'x');
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -444,6 +498,7 @@ int main(void)
 		cmocka_unit_test(a_prefix_names_the_folder_itself_too),
 		cmocka_unit_test(an_error_of_the_writer_ends_it),
 		cmocka_unit_test(other_tars_read_it),
+		cmocka_unit_test(layers_have_marks_and_whole_seconds),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

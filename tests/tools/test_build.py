@@ -182,7 +182,8 @@ def test_mount(llbfs, path, tmp_path):
 
 
 @pytest.mark.parametrize("arg, says", [
-    ("type=oci,dest=x", '"oci"'), ("type=image,name=x", '"name"'), ("type=image", '"image"'),
+    ("type=cow,dest=x", '"cow"'), ("type=image,name=x", '"image"'),
+    ("type=oci,push=true", '"push"'),
     ("dest=x", "type"), ("type=local", "dest=DIR"), ("type=mount", "dest=DIR"),
     ("type=local,dest=-", "dest=DIR"), ("type=local,dest=", "empty"), ("", "empty"),
     ("type=local,dest=x,push=true", '"push"'), ("type=local,dest=x,type=tar", "too many"),
