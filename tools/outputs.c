@@ -22,30 +22,71 @@ static const char *const type_names[] = {
 	[OUTPUT_LOCAL] = "local",
 	[OUTPUT_TAR] = "tar",
 	[OUTPUT_MOUNT] = "mount",
+	[OUTPUT_IMAGE] = "image",
+	[OUTPUT_OCI] = "oci",
 };
 
 /* ------------------------------------------------------------------ CSV */
 
 struct output_fields {
-	char *type, *dest, *bare;
+	char *type, *dest, *name, *push, *tar, *bare;
 	size_t n;
 };
 
 static int output_field(void *arg, const char *field, struct err *err)
 {
 	struct output_fields *f = arg;
-	const char *type = csv_value(field, "type"), *dest = csv_value(field, "dest");
-	char **to = type ? &f->type : dest ? &f->dest : &f->bare;
+	const struct {
+		const char *key;
+		char **to;
+	} keys[] = {{"type", &f->type},
+		    {"dest", &f->dest},
+		    {"name", &f->name},
+		    {"push", &f->push},
+		    {"tar", &f->tar}};
+	const char *value = NULL;
+	char **to = &f->bare;
 
+	for (size_t i = 0; i < countof(keys) && !value; i++) {
+		value = csv_value(field, keys[i].key);
+		if (value)
+			to = keys[i].to;
+	}
 	f->n++;
-	if (!type && !dest && strchr(field, '='))
-		return err_set(err, -EINVAL,
-			       "--output: there is no key \"%.*s\", only type and dest",
-			       (int)strcspn(field, "="), field);
+	if (!value && strchr(field, '='))
+		return err_set(
+			err, -EINVAL,
+			"--output: there is no key \"%.*s\", only type, dest, name, push and tar",
+			(int)strcspn(field, "="), field);
 	if (*to)
 		return err_set(err, -EINVAL, "--output: \"%s\" is one too many", field);
-	*to = strdup(type ? type : dest ? dest : field);
+	*to = strdup(value ? value : field);
 	return *to ? 0 : -ENOMEM;
+}
+
+/* What only some types have. */
+static int output_settle_image(struct output *out, struct output_fields *f, struct err *err)
+{
+	bool is_image = out->type == OUTPUT_IMAGE, is_oci = out->type == OUTPUT_OCI;
+	const char *stray = f->name && !is_image && !is_oci ? "name"
+			    : f->push && !is_image	    ? "push"
+			    : f->tar && !is_oci		    ? "tar"
+							    : NULL;
+
+	if (stray)
+		return err_set(err, -EINVAL, "--output type=%s has no %s", type_names[out->type],
+			       stray);
+	if (is_image && (f->dest || !f->name || !*f->name))
+		return err_set(err, -EINVAL, "--output type=image needs name=NAME, and no dest");
+	if (is_image && (!f->push || strcmp(f->push, "true") != 0))
+		return err_set(err, -EINVAL,
+			       "--output type=image needs push=true: images are kept in registries "
+			       "only");
+	if (is_oci && (!f->tar || strcmp(f->tar, "false") != 0))
+		return err_set(err, -EINVAL,
+			       "--output type=oci needs tar=false: into a folder, not as an archive");
+	out->name = take(f->name);
+	return 0;
 }
 
 static int output_settle(struct output *out, struct output_fields *f, struct err *err)
@@ -61,15 +102,19 @@ static int output_settle(struct output *out, struct output_fields *f, struct err
 		size_t i = 0;
 
 		if (!f->type)
-			return err_set(err, -EINVAL, "--output: type=local|tar|mount is missing");
+			return err_set(err, -EINVAL, "--output: type=local|tar|mount|image|oci is missing");
 		while (i < countof(type_names) && strcmp(f->type, type_names[i]) != 0)
 			i++;
 		if (i == countof(type_names))
 			return err_set(err, -EINVAL,
-				       "--output: type must be local, tar or mount, not \"%s\"",
+				       "--output: type must be local, tar, mount, image or oci, "
+				       "not \"%s\"",
 				       f->type);
 		out->type = (enum output_type)i;
 	}
+	int r = output_settle_image(out, f, err);
+	if (r < 0 || out->type == OUTPUT_IMAGE)
+		return r;
 	is_stdout = !f->dest || strcmp(f->dest, "-") == 0;
 	if (is_stdout && out->type != OUTPUT_TAR)
 		return err_set(err, -EINVAL, "--output type=%s needs dest=DIR",
@@ -90,6 +135,9 @@ int output_parse(struct output *out, const char *text, struct err *err)
 		r = output_settle(out, &f, err);
 	free(f.type);
 	free(f.dest);
+	free(f.name);
+	free(f.push);
+	free(f.tar);
 	free(f.bare);
 	return r;
 }
@@ -97,6 +145,7 @@ int output_parse(struct output *out, const char *text, struct err *err)
 void output_deinit(struct output *out)
 {
 	free(out->dest);
+	free(out->name);
 	*out = (struct output){0};
 }
 
@@ -117,7 +166,17 @@ int output_check(const struct output *out, struct err *err)
 {
 	struct stat st;
 	bool is_there = out->dest && stat(out->dest, &st) == 0;
+	struct image_name name = {0};
 
+	if (out->name) {
+		int r = image_name_parse(&name, out->name, err);
+		if (r == 0 && name.digest && out->type == OUTPUT_IMAGE)
+			r = err_set(err, -EINVAL, "--output: name=%s is a digest, which the image "
+				    "has already", out->name);
+		image_name_deinit(&name);
+		if (r < 0 || out->type == OUTPUT_IMAGE)
+			return r;
+	}
 	if (!out->dest)
 		return isatty(STDOUT_FILENO)
 			       ? err_set(err, -EINVAL,
@@ -329,14 +388,29 @@ int output_write(const struct output *out, struct app *app, const struct options
 	scoped(free) char *name =
 		out->type == OUTPUT_LOCAL ? strdup("exporting to client directory")
 		: out->type == OUTPUT_TAR ? strdup("exporting to client tarball")
+		: out->type == OUTPUT_IMAGE ? str_printf("pushing %s", out->name)
+		: out->type == OUTPUT_OCI ? strdup("exporting to oci image format")
 					  : str_printf("mounting at %s", out->dest);
 	int r;
 
 	if (!name)
 		return -ENOMEM;
 	build_progress_output(progress, name);
-	r = out->type == OUTPUT_MOUNT ? write_mount(out, o, id, err)
-				      : write_tree(out, app, ref, progress, err);
+	switch (out->type) {
+	case OUTPUT_MOUNT:
+		r = write_mount(out, o, id, err);
+		break;
+	case OUTPUT_IMAGE:
+		r = retag_push(app, ref, out->name, err);
+		break;
+	case OUTPUT_OCI:
+		r = retag_layout(app, ref, out->dest, out->name, err);
+		break;
+	case OUTPUT_LOCAL:
+	case OUTPUT_TAR:
+	default:
+		r = write_tree(out, app, ref, progress, err);
+	}
 	build_progress_output_end(progress, r, err);
 	return r < 0 ? err_wrap(err, r, "--output type=%s", type_names[out->type]) : 0;
 }

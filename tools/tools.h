@@ -366,10 +366,11 @@ int whole_file_close(struct whole_file *f, int r, struct err *err);
 /* ------------------------------------------------------------------ builds */
 
 /* One --output. */
-enum output_type { OUTPUT_LOCAL, OUTPUT_TAR, OUTPUT_MOUNT };
+enum output_type { OUTPUT_LOCAL, OUTPUT_TAR, OUTPUT_MOUNT, OUTPUT_IMAGE, OUTPUT_OCI };
 struct output {
 	enum output_type type;
-	char *dest; /* NULL = stdout */
+	char *dest; /* NULL = stdout, or none */
+	char *name; /* of the image; NULL = none */
 };
 /* Errors: -EINVAL. */
 int output_parse(struct output *out, const char *text, struct err *err);
@@ -379,6 +380,13 @@ int output_check(const struct output *out, struct err *err);
 /* Does it; @id is the ref's in the store. */
 int output_write(const struct output *out, struct app *app, const struct options *o,
 		 struct ref *ref, const struct digest *id, struct build_progress *progress,
+		 struct err *err);
+
+/* Writes an image as it is under another name: to @name in its registry, or as @name (or "latest") into
+ * the layout folder @dir. No layer comes here: what the place has stays, what another repository of
+ * the same registry has is mounted across, the rest streams through. Other refs: -ENOTSUP. */
+int retag_push(struct app *app, struct ref *ref, const char *name, struct err *err);
+int retag_layout(struct app *app, struct ref *ref, const char *dir, const char *name,
 		 struct err *err);
 
 /* ------------------------------------------------------------------ mounts */
