@@ -227,8 +227,7 @@ static void call_begin(struct loop_call *call)
 	loop_task_begin(net_loop(net), &c->task);
 	if (c->n_failed)
 		loop_timer_set(net_loop(net), &c->next,
-			       now_ns() +
-				       net_backoff_ns(net, c->n_failed - 1, c->retry_after_ms));
+			       now_ns() + net_backoff_ns(net, c->n_failed - 1, c->retry_after_ms));
 	else
 		call_attempt(c);
 }
@@ -290,8 +289,7 @@ int call_run(struct call *c, struct err *err)
 	if (c->feed_result < 0) { /* whatever was answered meanwhile */
 		c->x.is_transient = false;
 		c->x.status = 0;
-		return err_set(err, c->feed_result, "%s",
-			       err_text(&c->feed_err, c->feed_result));
+		return err_set(err, c->feed_result, "%s", err_text(&c->feed_err, c->feed_result));
 	}
 	return c->result < 0 ? err_set(err, c->result, "%s", err_text(&c->err, c->result)) : 0;
 }

@@ -276,6 +276,7 @@ struct call {
 	int (*feed)(void *arg, uint64_t off, void *dst, size_t len, size_t *got, struct err *err);
 	void *feed_arg;
 	uint64_t body_size;
+	uint64_t body_at; /* of something larger */
 	/* After a 401: what was sent and what was answered, owned. */
 	bool is_renewal;
 	char *rejected, *challenge;
@@ -327,6 +328,7 @@ struct push {
 	struct registry *r;
 	const char *scopes;
 	uint64_t deadline_ns; /* without progress */
+	uint64_t most_sent;   /* the end of the body that got furthest */
 	unsigned n_failed;
 	uint64_t retry_after_ms;
 	struct err last; /* why the last attempt failed */

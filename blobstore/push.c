@@ -52,10 +52,10 @@ int push_refused(struct push *p, const struct call *c, const char *what, struct 
 {
 	unsigned status = c->x.status;
 	char host[256] = "", text[400];
-	int code = status == 404 || status == 410	? -ENOENT
-		   : status == 401 || status == 403	? -EACCES
-		   : status == 413 || status == 507	? -ENOSPC
-							: -EBADMSG;
+	int code = status == 404 || status == 410   ? -ENOENT
+		   : status == 401 || status == 403 ? -EACCES
+		   : status == 413 || status == 507 ? -ENOSPC
+						    : -EBADMSG;
 
 	if (!c->is_at_registry && c->url)
 		url_host_text(c->url, host, sizeof(host));
@@ -141,11 +141,16 @@ static bool is_redirect(unsigned status)
 	return (status >= 301 && status <= 303) || status == 307 || status == 308;
 }
 
-/* A body that goes on for longer than patience is no failure of it. */
+/* A body may go on for longer than patience. But one that gets no further than those before it, again
+ * and again, is no progress. */
 static void push_note_body(struct push *p, const struct call *c)
 {
-	if (c->feed && c->x.n_sent)
-		p->deadline_ns = MAX(p->deadline_ns, now_ns() + patience_ns(p->r));
+	uint64_t end = c->body_at + c->x.n_sent;
+
+	if (!c->feed || !c->x.n_sent || (end <= p->most_sent && p->n_failed > 1))
+		return;
+	p->most_sent = MAX(p->most_sent, end);
+	p->deadline_ns = MAX(p->deadline_ns, now_ns() + patience_ns(p->r));
 }
 
 int push_ask(struct push *p, struct call *c, struct err *err)

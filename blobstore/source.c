@@ -130,9 +130,9 @@ static int stream_read(struct stream *s, uint64_t off, void *dst, size_t len, si
 		pthread_cond_wait(&s->cond, &s->lock);
 	*got = stream_take(s, dst, len);
 	if (!*got)
-		r = s->result < 0 ? err_set(err, s->result, "%s", err_text(&s->err, s->result))
-				  : err_set(err, -EBADMSG, "%s: a blob that ends early",
-					    s->remote->name);
+		r = s->result < 0
+			    ? err_set(err, s->result, "%s", err_text(&s->err, s->result))
+			    : err_set(err, -EBADMSG, "%s: a blob that ends early", s->remote->name);
 	if (s->is_held && s->ring_len <= RING_SIZE / 2) {
 		s->is_held = false;
 		may_resume = true;

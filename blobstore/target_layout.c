@@ -177,8 +177,8 @@ int layout_put_blob(const char *dir, const struct desc *desc, const struct blob_
 
 static const char *annotation_of(const json_t *entry, const char *key)
 {
-	const char *text = json_string_value(
-		json_object_get(json_object_get(entry, "annotations"), key));
+	const char *text =
+		json_string_value(json_object_get(json_object_get(entry, "annotations"), key));
 
 	return text ? text : "";
 }

@@ -192,8 +192,8 @@ static int upload_mount(struct upload *u, struct err *err)
 	char text[DIGEST_TEXT_MAX];
 	scoped(free) char *what = str_printf("blobs/uploads/?mount=%s&from=%s",
 					     digest_text(&u->desc->digest, text), from);
-	scoped(free) char *scopes = str_printf("repository:%s:pull,push repository:%s:pull",
-					       r->repository, from);
+	scoped(free) char *scopes =
+		str_printf("repository:%s:pull,push repository:%s:pull", r->repository, from);
 	scoped(call_deinit) struct call c;
 	struct push p;
 	struct err why = {0};
@@ -226,8 +226,8 @@ static int upload_post(struct upload *u, struct err *err)
 	c.what = "blobs/uploads/";
 	if (++u->n_begun > BEGINNINGS_MAX)
 		return err_set(err, -ETIMEDOUT, "%s: an upload that is lost again and again%s%s",
-			       u->push.r->remote.name, u->push.last.code ? ": " : "",
-			       u->push.last.code ? u->push.last.text : "");
+			       u->push.r->remote.name, u->push.last.text[0] ? ": " : "",
+			       u->push.last.text);
 	int r = push_ask(&u->push, &c, err);
 	if (r < 0)
 		return r;
@@ -235,6 +235,7 @@ static int upload_post(struct upload *u, struct err *err)
 		return push_refused(&u->push, &c, "where an upload was to begin", err);
 	if (c.x.chunk_min)
 		u->chunk = MAX(u->chunk, c.x.chunk_min);
+	push_progress(&u->push);
 	return upload_learn(u, &c, err);
 }
 
@@ -292,6 +293,7 @@ static int upload_put(struct upload *u, struct err *err)
 	c.type = "application/octet-stream";
 	c.feed = upload_feed;
 	c.feed_arg = u;
+	c.body_at = u->at;
 	c.body_size = u->desc->size - u->at;
 	if (!c.url)
 		return err_set(err, -ENOMEM, "no memory");
@@ -321,6 +323,7 @@ static int upload_patch(struct upload *u, struct err *err)
 	c.range = range;
 	c.feed = upload_feed;
 	c.feed_arg = u;
+	c.body_at = u->at;
 	c.body_size = n;
 	if (!c.url)
 		return err_set(err, -ENOMEM, "no memory");
@@ -421,8 +424,8 @@ static int manifest_feed(void *arg, uint64_t off, void *dst, size_t len, size_t 
 	return 0;
 }
 
-int upload_manifest(struct registry *r, const struct desc *desc, const void *bytes,
-		    const char *tag, struct err *err)
+int upload_manifest(struct registry *r, const struct desc *desc, const void *bytes, const char *tag,
+		    struct err *err)
 {
 	struct manifest_bytes m = {bytes, (size_t)desc->size};
 	char text[DIGEST_TEXT_MAX];

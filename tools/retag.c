@@ -100,8 +100,7 @@ static int send_all(struct retag *t, const char *tag, struct err *err)
 					digest_text(&layers[i].desc.digest, text));
 	}
 	r = send_config(t, err);
-	return r < 0 ? r
-		     : target_put_manifest(t->target, &t->desc, t->manifest.data, tag, err);
+	return r < 0 ? r : target_put_manifest(t->target, &t->desc, t->manifest.data, tag, err);
 }
 
 static void retag_end(struct retag *t)
