@@ -182,10 +182,11 @@ def test_mount(llbfs, path, tmp_path):
 
 
 @pytest.mark.parametrize("arg, says", [
-    ("type=oci,dest=x", '"oci"'), ("type=image,name=x", '"name"'), ("type=image", '"image"'),
+    ("type=oci,dest=x", "tar=false"), ("type=image,name=x", "push=true"),
+    ("type=image", "name=NAME"), ("type=docker,dest=x", '"docker"'),
     ("dest=x", "type"), ("type=local", "dest=DIR"), ("type=mount", "dest=DIR"),
     ("type=local,dest=-", "dest=DIR"), ("type=local,dest=", "empty"), ("", "empty"),
-    ("type=local,dest=x,push=true", '"push"'), ("type=local,dest=x,type=tar", "too many"),
+    ("type=local,dest=x,push=true", "has no push"), ("type=local,dest=x,type=tar", "too many"),
     ("a,b", "too many"), ("type=tar,a", '"a"'), ('type=local,dest="x', "quote"),
     ("type=tar,dest=.", "folder"),
 ])
