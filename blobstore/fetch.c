@@ -344,9 +344,9 @@ static void net_rate_timer(struct loop_timer *timer)
 
 static void exchange_clear_answer(struct exchange *x)
 {
-	char **const texts[] = {&x->location,	  &x->challenge,	&x->content_range,
-				&x->content_type, &x->content_encoding, &x->content_disposition,
-				&x->etag,	  &x->last_modified,	&x->range,
+	char **const texts[] = {&x->location,	   &x->challenge,	 &x->content_range,
+				&x->content_type,  &x->content_encoding, &x->content_disposition,
+				&x->etag,	   &x->last_modified,	 &x->range,
 				&x->content_digest};
 
 	for (size_t i = 0; i < countof(texts); i++) {

@@ -19,11 +19,8 @@
 extern char **environ;
 
 static const char *const type_names[] = {
-	[OUTPUT_LOCAL] = "local",
-	[OUTPUT_TAR] = "tar",
-	[OUTPUT_MOUNT] = "mount",
-	[OUTPUT_IMAGE] = "image",
-	[OUTPUT_OCI] = "oci",
+	[OUTPUT_LOCAL] = "local", [OUTPUT_TAR] = "tar", [OUTPUT_MOUNT] = "mount",
+	[OUTPUT_IMAGE] = "image", [OUTPUT_OCI] = "oci",
 };
 
 /* ------------------------------------------------------------------ CSV */
@@ -83,8 +80,9 @@ static int output_settle_image(struct output *out, struct output_fields *f, stru
 			       "--output type=image needs push=true: images are kept in registries "
 			       "only");
 	if (is_oci && (!f->tar || strcmp(f->tar, "false") != 0))
-		return err_set(err, -EINVAL,
-			       "--output type=oci needs tar=false: into a folder, not as an archive");
+		return err_set(
+			err, -EINVAL,
+			"--output type=oci needs tar=false: into a folder, not as an archive");
 	out->name = take(f->name);
 	return 0;
 }
@@ -102,7 +100,8 @@ static int output_settle(struct output *out, struct output_fields *f, struct err
 		size_t i = 0;
 
 		if (!f->type)
-			return err_set(err, -EINVAL, "--output: type=local|tar|mount|image|oci is missing");
+			return err_set(err, -EINVAL,
+				       "--output: type=local|tar|mount|image|oci is missing");
 		while (i < countof(type_names) && strcmp(f->type, type_names[i]) != 0)
 			i++;
 		if (i == countof(type_names))
@@ -171,8 +170,10 @@ int output_check(const struct output *out, struct err *err)
 	if (out->name) {
 		int r = image_name_parse(&name, out->name, err);
 		if (r == 0 && name.digest && out->type == OUTPUT_IMAGE)
-			r = err_set(err, -EINVAL, "--output: name=%s is a digest, which the image "
-				    "has already", out->name);
+			r = err_set(err, -EINVAL,
+				    "--output: name=%s is a digest, which the image "
+				    "has already",
+				    out->name);
 		image_name_deinit(&name);
 		if (r < 0 || out->type == OUTPUT_IMAGE)
 			return r;
@@ -386,11 +387,11 @@ int output_write(const struct output *out, struct app *app, const struct options
 		 struct err *err)
 {
 	scoped(free) char *name =
-		out->type == OUTPUT_LOCAL ? strdup("exporting to client directory")
-		: out->type == OUTPUT_TAR ? strdup("exporting to client tarball")
+		out->type == OUTPUT_LOCAL   ? strdup("exporting to client directory")
+		: out->type == OUTPUT_TAR   ? strdup("exporting to client tarball")
 		: out->type == OUTPUT_IMAGE ? str_printf("pushing %s", out->name)
-		: out->type == OUTPUT_OCI ? strdup("exporting to oci image format")
-					  : str_printf("mounting at %s", out->dest);
+		: out->type == OUTPUT_OCI   ? strdup("exporting to oci image format")
+					    : str_printf("mounting at %s", out->dest);
 	int r;
 
 	if (!name)
