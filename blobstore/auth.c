@@ -5,7 +5,7 @@
  *
  * A registry says with 401 and WWW-Authenticate what it wants: Basic (user and password with each
  * request) or Bearer (a token from a token service, for one scope and for some minutes). What was
- * learned is kept in a grant, one for each repository of each host:
+ * learned is kept in a grant, one for each repository of each host and what is to be done there:
  *
  *     nothing known ──401──► credentials looked up ──Basic──► header known
  *                                      │
@@ -43,6 +43,7 @@ enum scheme { SCHEME_NONE, SCHEME_BASIC, SCHEME_BEARER };
 struct grant {
 	struct auth *auth;
 	char *host, *repository;
+	char *scopes; /* more than reading; may be NULL */
 	LIST_ENTRY(grant) link;
 
 	/* what is known */
@@ -483,12 +484,24 @@ static void token_done(struct exchange *x, int result, const struct err *err)
 			   x->status);
 }
 
-/* The scopes are parted by blanks in the challenge; each becomes a parameter of the query, while
- * the form has them in one. */
+/* What to ask for: what the challenge says and what is needed. A challenge that a mere question got
+ * speaks of reading only. NULL = no memory. */
+static char *grant_scopes(const struct grant *g)
+{
+	const char *said = g->challenge.scope;
+
+	if (g->scopes && said && strcmp(said, g->scopes) != 0)
+		return str_printf("%s %s", g->scopes, said);
+	if (g->scopes || said)
+		return strdup(g->scopes ? g->scopes : said);
+	return str_printf("repository:%s:pull", g->repository);
+}
+
+/* They are parted by blanks; each becomes a parameter of the query, while the form has them in one. */
 static void add_scopes(struct grant *g, struct strbuf *s)
 {
-	scoped(free) char *own = str_printf("repository:%s:pull", g->repository);
-	const char *scope = g->challenge.scope ? g->challenge.scope : own;
+	scoped(free) char *all = grant_scopes(g);
+	const char *scope = all;
 
 	if (!scope)
 		s->failed = true;
@@ -508,9 +521,9 @@ static bool token_request(struct grant *g)
 	struct strbuf s = {0};
 
 	if (c->secret && c->is_identity_token) {
-		const char *scope = g->challenge.scope;
-		scoped(free) char *own = str_printf("repository:%s:pull", g->repository);
-		scope = scope ? scope : own ? own : "";
+		scoped(free) char *scope = grant_scopes(g);
+		if (!scope)
+			return false;
 		strbuf_puts(&s, "grant_type=refresh_token&client_id=llbfs");
 		add_param(&s, "refresh_token", c->secret, strlen(c->secret));
 		if (service)
@@ -617,23 +630,36 @@ static int grant_wait(struct grant *g, struct auth_wait *w)
 	return -EINPROGRESS;
 }
 
-static struct grant *grant_find(struct auth *auth, const char *host, const char *repository)
+static bool same_scopes(const char *a, const char *b)
+{
+	return a && b ? !strcmp(a, b) : a == b;
+}
+
+static void grant_free(struct grant *g)
+{
+	free(g->host);
+	free(g->repository);
+	free(g->scopes);
+	free(g);
+}
+
+static struct grant *grant_find(struct auth *auth, const struct auth_wait *w)
 {
 	struct grant *g;
 
 	LIST_FOREACH (g, &auth->grants, link)
-		if (!strcmp(g->host, host) && !strcmp(g->repository, repository))
+		if (!strcmp(g->host, w->host) && !strcmp(g->repository, w->repository) &&
+		    same_scopes(g->scopes, w->scopes))
 			return g;
 	g = calloc(1, sizeof(*g));
 	if (!g)
 		return NULL;
 	g->auth = auth;
-	g->host = strdup(host);
-	g->repository = strdup(repository);
-	if (!g->host || !g->repository) {
-		free(g->host);
-		free(g->repository);
-		free(g);
+	g->host = strdup(w->host);
+	g->repository = strdup(w->repository);
+	g->scopes = w->scopes ? strdup(w->scopes) : NULL;
+	if (!g->host || !g->repository || (w->scopes && !g->scopes)) {
+		grant_free(g);
 		return NULL;
 	}
 	LIST_INSERT_HEAD(&auth->grants, g, link);
@@ -648,7 +674,7 @@ static int grant_answer(struct grant *g, struct auth_wait *w, struct err *err)
 
 int auth_get(struct auth *auth, struct auth_wait *w, struct err *err)
 {
-	struct grant *g = grant_find(auth, w->host, w->repository);
+	struct grant *g = grant_find(auth, w);
 
 	w->header = NULL;
 	if (!g)
@@ -676,7 +702,7 @@ static int grant_learn(struct grant *g, const char *text, struct err *err)
 int auth_renew(struct auth *auth, struct auth_wait *w, const char *rejected, const char *challenge,
 	       struct err *err)
 {
-	struct grant *g = grant_find(auth, w->host, w->repository);
+	struct grant *g = grant_find(auth, w);
 
 	w->header = NULL;
 	if (!g)
@@ -722,9 +748,7 @@ void auth_free(struct auth *auth)
 		challenge_deinit(&g->challenge);
 		credentials_deinit(&g->credentials);
 		text_wipe(&g->header);
-		free(g->host);
-		free(g->repository);
-		free(g);
+		grant_free(g);
 	}
 	free(auth);
 }

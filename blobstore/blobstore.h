@@ -98,7 +98,10 @@ struct transfer {
 	uint64_t deadline_ns; /* CLOCK_MONOTONIC; 0 = now + the net's deadline. For a streamed
 				 transfer it bounds the wait for the next byte instead. */
 	bool is_stream; /* a whole layer: no overall deadline, only stalls count */
-	/* The next @n bytes in order, never more than len in all. A negative return ends it with that. */
+	/* The next @n bytes in order, never more than len in all. A negative return ends it with that.
+	 * TRANSFER_HOLD, where the remote has resume: not taken; they come again after it, and the
+	 * wait for that counts for no deadline. */
+#define TRANSFER_HOLD 1
 	int (*data)(struct transfer *t, const void *bytes, size_t n);
 	/* @result 0: all len bytes were given. Errors: -ETIMEDOUT, -ECANCELED, -ENETUNREACH and
 	 * other network errors, -EACCES (401/403), -ENOENT (404), -EBADMSG (the remote answered
@@ -117,9 +120,11 @@ struct remote_ops {
 	void (*start)(struct remote *r, struct transfer *t);
 	/* Asks that @t end soon with -ECANCELED; it may still succeed. done is called anyway. */
 	void (*cancel)(struct remote *r, struct transfer *t);
+	/* Goes on after TRANSFER_HOLD; nothing when @t is not held. NULL when it takes no hold. */
+	void (*resume)(struct remote *r, struct transfer *t);
 	/* For a remote whose blobs are files of this host: a new descriptor in @fd and the offset of
-	 * the blob's first byte in it, after checking that blob_size bytes can be there. NULL when
-	 * the remote is never local. Errors: -ENOENT no such blob, -EBADMSG size differs. */
+	 * the blob's first byte in it, after checking that blob_size bytes can be there (which only a
+	 * layout can find without knowing: BLOB_SIZE_UNKNOWN). NULL when the remote is never local. Errors: -ENOENT no such blob, -EBADMSG size differs. */
 	int (*open_local)(struct remote *r, const struct digest *digest, uint64_t blob_size, int *fd,
 			  uint64_t *off, struct err *err);
 	/* See remote_place. NULL when no other process could find the remote. */
@@ -178,6 +183,50 @@ int registry_get_manifest(struct registry *r, const char *reference, struct strb
 /* Gets a whole small blob (a config); verified. Same errors. */
 int registry_get_blob(struct registry *r, const struct desc *desc, struct strbuf *body,
 		      struct err *err);
+
+/* ------------------------------------------------------------------ writing */
+
+struct store;
+
+/* Where the bytes of a blob come from: read in order, maybe again from the start, or from where a
+ * cut upload is to go on. */
+struct blob_source {
+	uint64_t size;
+	/* Up to @len bytes from @off on, of which there is at least one; may block. */
+	int (*read)(void *arg, uint64_t off, void *dst, size_t len, size_t *got, struct err *err);
+	void *arg;
+	const char *from_repository; /* of the same registry, for a cross mount; NULL = none */
+};
+/* The stored bytes of a blob: from the store (may be NULL) where it has all of it, else from @remote
+ * (may be NULL), streamed through about a megabyte of memory as they are read. Touches no network
+ * before the first read. For one thread. Errors: -ENOENT nobody has it, -EBADMSG. */
+int blob_source_open(struct blob_source *out, struct store *store, struct remote *remote,
+		     const struct desc *desc, struct err *err);
+void blob_source_close(struct blob_source *source); /* only what blob_source_open made */
+static inline void blob_source_close_scoped(struct blob_source *source)
+{
+	blob_source_close(source);
+}
+
+/* A place that takes blobs and manifests: a repository of a registry, or an OCI layout folder. */
+struct target;
+int target_registry(struct target **out, struct net *net, const char *host, const char *repository,
+		    struct err *err);
+/* Makes it; its index.json is kept under index.json.lock. */
+int target_layout(struct target **out, const char *dir, struct err *err);
+struct target *target_ref(struct target *t);
+struct target *target_unref(struct target *t); /* returns NULL */
+define_scoped(struct target *, target_unref);
+/* Blocks, as long as there is progress. 1 = it was there already (or was mounted from elsewhere), and
+ * @from was not read; 0 = it was sent, once. What does not have the digest is not left there.
+ * Errors: -EBADMSG the bytes are not those of @desc, or no sound answer; -EACCES, -ENOENT no such
+ * repository, -ENOSPC, -ETIMEDOUT, those of @from, network errors. */
+int target_put_blob(struct target *t, const struct desc *desc, const struct blob_source *from,
+		    struct err *err);
+/* @bytes are desc->size bytes of desc->media_type. Under @tag; NULL = by digest only, which in a layout
+ * means: not in its index. There the annotations of @desc are those of the entry. Errors: as above. */
+int target_put_manifest(struct target *t, const struct desc *desc, const void *bytes,
+			const char *tag, struct err *err);
 
 /* ------------------------------------------------------------------ the store */
 

@@ -8,14 +8,20 @@
  * curl resolves names on threads of its own, credential helpers get one from auth.c.
  *
  * An exchange is exactly one request and its answer. It waits in the queue of its host (scheme,
- * name and port) until it may run. Each host has two kinds of places: one for small reads, one for
- * streams of whole layers, so that neither starves the other; a host that answers 429 loses
+ * name and port) until it may run. Each host has three kinds of places: for small reads, for
+ * streams of whole layers, and for what is sent, so that none starves another (a stream that waits
+ * for its taker may be what an upload is fed from); a host that answers 429 loses
  * half of its places and earns them back one success at a time. The queues are ours and not curl's
  * because an exchange that waits in curl's cannot be told from one that is stuck.
  *
  * Callbacks of an exchange come from inside curl, where its handles must not be added or removed.
- * exchange_start only queues; adding happens in the loop. exchange_abort is therefore not for use
- * from head and data, which end an exchange with what they return.
+ * exchange_start only queues; adding happens in the loop. exchange_abort and exchange_resume are
+ * therefore not for use from head, data and send, which end or pause an exchange with what they
+ * return.
+ *
+ * Back pressure goes both ways: data may refuse bytes for now, and send may have none yet. Such an
+ * exchange rests, without a byte buffered here beyond one read of curl's, until exchange_resume; its
+ * stall is not the server's then, and does not count.
  */
 
 #include "blobstore/net-internal.h"
@@ -33,6 +39,7 @@
 
 #define READS_MAX 10
 #define STREAMS_MAX 6
+#define UPLOADS_MAX 6
 #define CONNECTIONS_KEPT 64
 #define CONNECT_MS 3000
 #define STALL_MS 10000
@@ -44,8 +51,12 @@
 
 TAILQ_HEAD(exchanges, exchange);
 
-enum { READS, STREAMS, N_KINDS };
-static const unsigned places_max[N_KINDS] = {[READS] = READS_MAX, [STREAMS] = STREAMS_MAX};
+enum { READS, STREAMS, UPLOADS, N_KINDS };
+static const unsigned places_max[N_KINDS] = {
+	[READS] = READS_MAX,
+	[STREAMS] = STREAMS_MAX,
+	[UPLOADS] = UPLOADS_MAX,
+};
 
 struct net_host {
 	char *origin;
@@ -252,7 +263,7 @@ static struct net_host *host_find(struct net *net, const char *url)
 
 static int exchange_kind(const struct exchange *x)
 {
-	return x->is_stream ? STREAMS : READS;
+	return x->send ? UPLOADS : x->is_stream ? STREAMS : READS;
 }
 
 static void host_answered_well(struct net_host *host, int kind)
@@ -333,9 +344,10 @@ static void net_rate_timer(struct loop_timer *timer)
 
 static void exchange_clear_answer(struct exchange *x)
 {
-	char **const texts[] = {&x->location,	  &x->challenge,	&x->content_range,
-				&x->content_type, &x->content_encoding, &x->content_disposition,
-				&x->etag,	  &x->last_modified};
+	char **const texts[] = {&x->location,	   &x->challenge,	 &x->content_range,
+				&x->content_type,  &x->content_encoding, &x->content_disposition,
+				&x->etag,	   &x->last_modified,	 &x->range,
+				&x->content_digest};
 
 	for (size_t i = 0; i < countof(texts); i++) {
 		free(*texts[i]);
@@ -343,7 +355,7 @@ static void exchange_clear_answer(struct exchange *x)
 	}
 	x->status = 0;
 	x->body_len = -1;
-	x->retry_after_ms = 0;
+	x->retry_after_ms = x->chunk_min = 0;
 	x->is_transient = x->is_not_tls = false;
 }
 
@@ -373,7 +385,9 @@ static int exchange_keep_header(struct exchange *x, const char *name, size_t n, 
 		    {"Content-Encoding", &x->content_encoding},
 		    {"Content-Disposition", &x->content_disposition},
 		    {"ETag", &x->etag},
-		    {"Last-Modified", &x->last_modified}};
+		    {"Last-Modified", &x->last_modified},
+		    {"Range", &x->range},
+		    {"Docker-Content-Digest", &x->content_digest}};
 	uint64_t length;
 
 	if (n == 11 && !strncasecmp(name, "Retry-After", n))
@@ -381,6 +395,8 @@ static int exchange_keep_header(struct exchange *x, const char *name, size_t n, 
 	if (n == 14 && !strncasecmp(name, "Content-Length", n) && !parse_u64(value, &length) &&
 	    length <= INT64_MAX)
 		x->body_len = (int64_t)length;
+	if (n == 20 && !strncasecmp(name, "OCI-Chunk-Min-Length", n) && !parse_u64(value, &length))
+		x->chunk_min = length;
 	for (size_t i = 0; i < countof(kept); i++) {
 		if (strlen(kept[i].name) != n || strncasecmp(name, kept[i].name, n) != 0)
 			continue;
@@ -463,7 +479,43 @@ static size_t on_body(char *bytes, size_t size, size_t n, void *arg)
 		return x->n_ignored > IGNORE_MAX ? exchange_stop(x, 0) : all;
 	}
 	int r = x->data(x, bytes, all);
+	if (r == EXCHANGE_HOLD) {
+		atomic_fetch_sub(&net->n_bytes, all);
+		net->credit += (double)all;
+		x->is_resting = true;
+		return CURL_WRITEFUNC_PAUSE;
+	}
 	return r ? exchange_stop(x, MIN(r, 0)) : all;
+}
+
+/* curl wants the next bytes of the request's body. */
+static size_t on_send(char *dst, size_t size, size_t n, void *arg)
+{
+	struct exchange *x = arg;
+	ssize_t r = x->send(x, dst, size * n);
+
+	x->last_ns = now_ns();
+	if (r == 0 && x->n_sent < x->send_size) {
+		x->is_resting = true;
+		return CURL_READFUNC_PAUSE;
+	}
+	if (r < 0) {
+		exchange_stop(x, (int)r);
+		return CURL_READFUNC_ABORT;
+	}
+	x->n_sent += (uint64_t)r;
+	return (size_t)r;
+}
+
+void exchange_resume(struct exchange *x)
+{
+	if (x->state != EXCHANGE_ACTIVE || !x->is_resting)
+		return;
+	x->is_resting = x->is_paused = false;
+	x->last_ns = now_ns();
+	CURLcode code = curl_easy_pause(x->easy, CURLPAUSE_CONT);
+	if (code != CURLE_OK)
+		exchange_finished(x, code);
 }
 
 /* ------------------------------------------------------------------ starting and ending */
@@ -536,15 +588,18 @@ static void exchange_timer(struct loop_timer *timer)
 		exchange_done(x, r, &err);
 		return;
 	}
-	uint64_t until = (x->is_paused ? now_ns() : x->last_ns) + exchange_stall_ns(x);
+	bool is_ours = x->is_paused || x->is_resting;
+	uint64_t until = (is_ours ? now_ns() : x->last_ns) + exchange_stall_ns(x);
 	if (now_ns() < until) {
 		loop_timer_set(&x->net->loop, &x->timer, until);
 		return;
 	}
 	exchange_distrust_http2(x, CURLE_OK);
 	x->is_transient = true;
-	err_set(&err, -ETIMEDOUT, "%s: nothing came for %.1f s",
-		url_host_text(x->url, host, sizeof(host)), (double)exchange_stall_ns(x) / 1e9);
+	err_set(&err, -ETIMEDOUT, "%s: nothing %s for %.1f s",
+		url_host_text(x->url, host, sizeof(host)),
+		x->send && x->n_sent < x->send_size ? "was taken" : "came",
+		(double)exchange_stall_ns(x) / 1e9);
 	exchange_done(x, -ETIMEDOUT, &err);
 }
 
@@ -552,9 +607,9 @@ void exchange_start(struct net *net, struct exchange *x)
 {
 	exchange_clear_answer(x);
 	x->net = net;
-	x->n_ignored = 0;
+	x->n_ignored = x->n_sent = 0;
 	x->result = 0;
-	x->has_head = x->is_ignoring = x->is_ended = x->is_paused = false;
+	x->has_head = x->is_ignoring = x->is_ended = x->is_paused = x->is_resting = false;
 	x->timer.fn = exchange_timer;
 	x->host = NULL;
 	if (net->options.offline)
@@ -593,6 +648,8 @@ static bool exchange_headers(struct exchange *x)
 		  add_header(&list, "If-None-Match", x->if_none_match) &&
 		  add_header(&list, "If-Modified-Since", x->if_modified_since) &&
 		  add_header(&list, "If-Range", x->if_range) &&
+		  add_header(&list, "Content-Type", x->send_type) &&
+		  add_header(&list, "Content-Range", x->send_range) &&
 		  add_header(&list, "Range", x->has_range ? range : NULL);
 	x->headers = list;
 	return ok;
@@ -615,6 +672,24 @@ static void exchange_trust(const struct net *net, CURL *easy)
 	}
 }
 
+/* The method and the body. */
+static void exchange_request(struct exchange *x, CURL *e)
+{
+	if (x->form)
+		curl_easy_setopt(e, CURLOPT_POSTFIELDS, x->form);
+	if (x->send) {
+		curl_easy_setopt(e, CURLOPT_UPLOAD, 1L);
+		curl_easy_setopt(e, CURLOPT_INFILESIZE_LARGE, (curl_off_t)x->send_size);
+		curl_easy_setopt(e, CURLOPT_READFUNCTION, on_send);
+		curl_easy_setopt(e, CURLOPT_READDATA, x);
+		curl_easy_setopt(e, CURLOPT_UPLOAD_BUFFERSIZE, 256L << 10);
+	}
+	if (x->method && !strcmp(x->method, "HEAD"))
+		curl_easy_setopt(e, CURLOPT_NOBODY, 1L);
+	else if (x->method)
+		curl_easy_setopt(e, CURLOPT_CUSTOMREQUEST, x->method);
+}
+
 static int exchange_setup(struct exchange *x)
 {
 	CURL *e = x->easy = curl_easy_init();
@@ -628,8 +703,7 @@ static int exchange_setup(struct exchange *x)
 	curl_easy_setopt(e, CURLOPT_HTTPHEADER, x->headers);
 	curl_easy_setopt(e, CURLOPT_USERAGENT,
 			 x->user_agent ? x->user_agent : "llbfs/" LLBFS_VERSION);
-	if (x->form)
-		curl_easy_setopt(e, CURLOPT_POSTFIELDS, x->form);
+	exchange_request(x, e);
 	curl_easy_setopt(e, CURLOPT_HEADERFUNCTION, on_header);
 	curl_easy_setopt(e, CURLOPT_HEADERDATA, x);
 	curl_easy_setopt(e, CURLOPT_WRITEFUNCTION, on_body);
@@ -700,6 +774,7 @@ static int exchange_failure(struct exchange *x, CURLcode code, struct err *err)
 		{CURLE_SSL_CACERT_BADFILE, -ENETUNREACH, false},
 		{CURLE_GOT_NOTHING, -ECONNRESET, true},
 		{CURLE_SEND_ERROR, -ECONNRESET, true},
+		{CURLE_SEND_FAIL_REWIND, -ECONNRESET, true},
 		{CURLE_RECV_ERROR, -ECONNRESET, true},
 		{CURLE_PARTIAL_FILE, -ECONNRESET, true},
 		{CURLE_HTTP2, -ECONNRESET, true},

@@ -56,7 +56,7 @@ struct place {
 struct get {
 	struct registry *r;
 	struct loop_task task;
-	struct loop_call begin, cancel;
+	struct loop_call begin, cancel, resume;
 	struct loop_timer next, deadline;
 	struct exchange x;
 	struct auth_wait auth;
@@ -79,6 +79,7 @@ struct get {
 	uint64_t body_at, body_end; /* of the answer, in the blob */
 	uint64_t n_given;	    /* by this answer */
 	int sink_result;	    /* what the transfer said to bytes */
+	bool is_held;		    /* it wants no more for now */
 
 	/* since something was last given */
 	unsigned attempt, n_bad, n_redirects;
@@ -191,6 +192,7 @@ static void get_finish(struct get *g, int result, const struct err *err)
 		t->impl = NULL;
 		pthread_mutex_unlock(&r->lock);
 		loop_unpost(net_loop(r->net), &g->cancel);
+		loop_unpost(net_loop(r->net), &g->resume);
 		t->done(t, result, err);
 	} else {
 		g->waiter->media_type = take(g->x.content_type);
@@ -275,6 +277,8 @@ static void get_deadline(struct loop_timer *timer)
 {
 	struct get *g = containerof(timer, struct get, deadline);
 
+	if (g->is_held) /* it is not the registry that lets us wait */
+		g->deadline_ns = now_ns() + g->patience_ns;
 	if (now_ns() < g->deadline_ns) /* a stream that has gone on since */
 		loop_timer_set(net_loop(g->r->net), timer, g->deadline_ns);
 	else if (g->last.code)
@@ -390,16 +394,19 @@ static int get_data(struct exchange *x, const void *bytes, size_t n)
 	size_t skip = g->body_at < g->at ? (size_t)MIN(g->at - g->body_at, (uint64_t)n) : 0;
 	uint64_t room = MIN(g->end, g->body_end) - g->at;
 	size_t take_n = (size_t)MIN((uint64_t)(n - skip), room);
-	g->body_at += n;
 	if (take_n) {
 		int r = g->t->data(g->t, (const char *)bytes + skip, take_n);
 		if (r < 0) {
 			g->sink_result = r;
 			return r;
 		}
+		g->is_held = r == TRANSFER_HOLD;
+		if (g->is_held)
+			return EXCHANGE_HOLD;
 		g->at += take_n;
 		g->n_given += take_n;
 	}
+	g->body_at += n;
 	/* Skipping is progress, too, but only of a stream that may take as long as it likes. */
 	if (take_n || g->is_stream)
 		get_progress(g);
@@ -660,6 +667,14 @@ static void get_cancel(struct loop_call *call)
 	get_fail(containerof(call, struct get, cancel), -ECANCELED, "cancelled");
 }
 
+static void get_resume(struct loop_call *call)
+{
+	struct get *g = containerof(call, struct get, resume);
+
+	g->is_held = false;
+	exchange_resume(&g->x);
+}
+
 static void get_begin(struct loop_call *call)
 {
 	struct get *g = containerof(call, struct get, begin);
@@ -691,6 +706,7 @@ static struct get *get_new(struct registry *r, const char *kind, const char *nam
 	g->task.stop = get_stop;
 	g->begin.fn = get_begin;
 	g->cancel.fn = get_cancel;
+	g->resume.fn = get_resume;
 	g->next.fn = get_next;
 	g->deadline.fn = get_deadline;
 	g->auth.host = r->host;
@@ -771,6 +787,15 @@ void get_range_cancel(struct registry *r, struct transfer *t)
 	t->is_cancelled = true;
 	if (g)
 		loop_post(net_loop(r->net), &g->cancel);
+	pthread_mutex_unlock(&r->lock);
+}
+
+void get_range_resume(struct registry *r, struct transfer *t)
+{
+	pthread_mutex_lock(&r->lock);
+	struct get *g = t->impl;
+	if (g)
+		loop_post(net_loop(r->net), &g->resume);
 	pthread_mutex_unlock(&r->lock);
 }
 

@@ -2,8 +2,8 @@
 #pragma once
 
 /*
- * What loop.c, fetch.c, auth.c, credentials.c, get.c and registry.c share: the network thread and
- * what runs on it. Listed from the lowest to the highest; each calls only those before it.
+ * What loop.c, fetch.c, auth.c, credentials.c, get.c, registry.c, call.c, upload.c and source.c share:
+ * the network thread and what runs on it. Listed from the lowest to the highest; each calls only those before it.
  *
  * Everything here is called on the network thread alone unless it says otherwise. State that only that thread touches needs no lock; that is why all of HTTP,
  * tokens and retries lives there, as callbacks that never block.
@@ -88,6 +88,13 @@ struct exchange {
 	const char *accept;	   /* may be NULL */
 	const char *authorization; /* value of the header; may be NULL */
 	const char *form;	   /* body of a POST; NULL = GET */
+	const char *method;	   /* NULL = as form and send say */
+	/* Body of a PUT (or of what method says), send_size bytes: the next ones, at most @n, into
+	 * @dst. Returns how many; 0 = there are none yet, until exchange_resume; a negative errno
+	 * ends the exchange. NULL = there is no body. */
+	ssize_t (*send)(struct exchange *x, void *dst, size_t n);
+	uint64_t send_size;
+	const char *send_type, *send_range; /* Content-Type, Content-Range; may be NULL */
 	/* values of more headers; NULL = none, or the usual */
 	const char *user_agent, *if_none_match, *if_modified_since, *if_range;
 	uint64_t range_first, range_last;
@@ -99,7 +106,9 @@ struct exchange {
 	/* The status and the headers are here. 0 = send me the body, 1 = not interested; a negative
 	 * errno ends the exchange. */
 	int (*head)(struct exchange *x);
-	/* Body bytes. 0 = go on, 1 = enough; a negative errno ends the exchange. */
+	/* Body bytes. 0 = go on, 1 = enough, EXCHANGE_HOLD = not now: the same bytes come again after
+	 * exchange_resume; a negative errno ends the exchange. */
+#define EXCHANGE_HOLD 2
 	int (*data)(struct exchange *x, const void *bytes, size_t n);
 	/* Once, unless aborted; never from inside exchange_start. @result 0: answered, whatever the
 	 * status. @x may be started again or freed (after exchange_deinit) from here. */
@@ -109,6 +118,8 @@ struct exchange {
 	unsigned status; /* 0 = there was no answer */
 	char *location, *challenge, *content_range, *content_type, *content_encoding; /* or NULL */
 	char *content_disposition, *etag, *last_modified;			      /* or NULL */
+	char *range, *content_digest; /* of uploads: Range, Docker-Content-Digest; or NULL */
+	uint64_t chunk_min;	      /* OCI-Chunk-Min-Length; 0 = not said */
 	int64_t body_len;	 /* Content-Length; -1 = not said */
 	uint64_t retry_after_ms; /* 0 = not said */
 	bool is_transient;	 /* after a negative result: another attempt may do better */
@@ -125,9 +136,12 @@ struct exchange {
 	uint64_t last_ns;	    /* when something was last heard */
 	uint64_t n_ignored;	    /* bytes of a body that nobody wants */
 	int result;		    /* of the callback that ended it, or of a start that failed */
-	bool has_head, is_ignoring, is_paused, is_ended;
+	bool has_head, is_ignoring, is_paused, is_resting, is_ended;
+	uint64_t n_sent;
 };
 void exchange_start(struct net *net, struct exchange *x);
+/* Goes on after a hold, or after send had nothing. Done may be called from in here. */
+void exchange_resume(struct exchange *x);
 /* Ends it without done; nothing when it does not run. */
 void exchange_abort(struct exchange *x);
 void exchange_deinit(struct exchange *x); /* frees the answer; must not run */
@@ -190,6 +204,8 @@ void auth_free(struct auth *auth);
 struct auth_wait {
 	/* given, borrowed while waiting */
 	const char *host, *repository;
+	/* What it is for, as scopes with blanks between; NULL = reading the repository. */
+	const char *scopes;
 	void (*done)(struct auth_wait *w, int result, const struct err *err);
 	/* the answer; the caller frees it. NULL = nothing, as far as is known. */
 	char *header;
@@ -224,6 +240,7 @@ struct registry {
 /* Starts @t; whatever happens comes through its done. Any thread. */
 void get_range(struct registry *r, struct transfer *t);
 void get_range_cancel(struct registry *r, struct transfer *t);
+void get_range_resume(struct registry *r, struct transfer *t); /* after TRANSFER_HOLD */
 /* "bytes first-last/total", where total may be "*": then it is UINT64_MAX. */
 bool content_range_parse(const char *text, uint64_t *first, uint64_t *last, uint64_t *total);
 /* Blocks. The body is not verified; *media_type may become NULL, and the caller frees it. */
@@ -244,3 +261,101 @@ struct waiter {
 #define WAITER_INIT .lock = PTHREAD_MUTEX_INITIALIZER, .cond = PTHREAD_COND_INITIALIZER
 void waiter_wake(struct waiter *w, int result, const struct err *err);
 int waiter_wait(struct waiter *w); /* the result */
+
+/* ------------------------------------------------------------------ one request that is waited for: call.c */
+
+/* Not of the network thread but of the one that calls: it fills the first part, runs it, reads the
+ * answer in x, and may run it again. One thread at a time. */
+struct call {
+	struct registry *r; /* borrowed */
+	const char *method;
+	const char *what;   /* after the repository's path, when there is no url */
+	char *url;	    /* owned; anywhere. Set on the way when it was NULL */
+	const char *accept, *type, *range; /* headers of the request; may be NULL */
+	/* The body: the bytes from @off on, at least one. NULL = there is none. */
+	int (*feed)(void *arg, uint64_t off, void *dst, size_t len, size_t *got, struct err *err);
+	void *feed_arg;
+	uint64_t body_size;
+	uint64_t body_at; /* of something larger */
+	/* After a 401: what was sent and what was answered, owned. */
+	bool is_renewal;
+	char *rejected, *challenge;
+	/* Waits first, when something failed @n_failed times and asked for this long. */
+	unsigned n_failed;
+	uint64_t retry_after_ms;
+
+	/* the answer, besides x */
+	char *authorization; /* what was sent to the registry; may be NULL */
+	bool is_at_registry;
+	bool is_auth_failure; /* the result is what became of getting a token */
+	struct exchange x;
+
+	/* call.c's own */
+	struct auth_wait auth;
+	struct loop_task task;
+	struct loop_call begin, fed_call, stop_call;
+	struct loop_timer next;
+	bool is_own_url;
+	pthread_mutex_t lock;
+	pthread_cond_t cond;
+	/* guarded by lock */
+	uint8_t *ring;
+	size_t ring_at, ring_len;
+	uint64_t fed;
+	bool is_done;
+	int result, feed_result;
+	struct err err, feed_err;
+};
+void call_init(struct call *c, struct registry *r, const char *method);
+void call_deinit(struct call *c);
+static inline void call_deinit_scoped(struct call *c)
+{
+	call_deinit(c);
+}
+/* Blocks. 0 = it was answered, whatever the status. @err as c->err, or what feed said. */
+int call_run(struct call *c, struct err *err);
+
+/* ------------------------------------------------------------------ writing: upload.c, push.c */
+
+/* "0-99", "bytes=0-99": how many bytes an upload has. "0-0" is none: registries say so of an empty
+ * one. False: no such text. Pure. */
+bool upload_range_parse(const char *text, uint64_t *n);
+/* @url with digest=…, whatever it has already. NULL = no memory. Pure. */
+char *upload_finish_url(const char *url, const struct digest *digest);
+
+/* Requests that belong together: what they got over, and how long that may take. */
+struct push {
+	struct registry *r;
+	const char *scopes;
+	uint64_t deadline_ns; /* without progress */
+	uint64_t most_sent;   /* the end of the body that got furthest */
+	unsigned n_failed;
+	uint64_t retry_after_ms;
+	struct err last; /* why the last attempt failed */
+};
+void push_begin(struct push *p, struct registry *r, const char *scopes);
+void push_progress(struct push *p); /* something was done: what failed before is forgotten */
+/* One request with all that it takes: redirects, tokens, retries. 0 = answered with something else
+ * than these; 1 = it has a body, and how much of that arrived is not known: ask before the next. */
+#define PUSH_UNSURE 1
+int push_ask(struct push *p, struct call *c, struct err *err);
+/* The status of @c is not what it should be. */
+int push_refused(struct push *p, const struct call *c, const char *what, struct err *err);
+
+/* One blob. 1 = it was there or mounted, 0 = sent. */
+int upload_blob(struct registry *r, const struct desc *desc, const struct blob_source *from,
+		struct err *err);
+int upload_manifest(struct registry *r, const struct desc *desc, const void *bytes,
+		    const char *tag, struct err *err);
+
+/* ------------------------------------------------------------------ layouts: target_layout.c */
+
+int layout_make(const char *dir, struct err *err);
+int layout_put_blob(const char *dir, const struct desc *desc, const struct blob_source *from,
+		    struct err *err);
+int layout_put_manifest(const char *dir, const struct desc *desc, const void *bytes,
+			const char *tag, struct err *err);
+/* index.json with an entry for @desc, in place of one of the same names, last. @old may be empty.
+ * Pure. Errors: -EBADMSG, -ENOMEM. */
+int layout_index_put(const char *old, size_t len, const struct desc *desc, const char *tag,
+		     struct strbuf *out, struct err *err);

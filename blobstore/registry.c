@@ -29,6 +29,11 @@ static void registry_cancel(struct remote *remote, struct transfer *t)
 	get_range_cancel(containerof(remote, struct registry, remote), t);
 }
 
+static void registry_resume(struct remote *remote, struct transfer *t)
+{
+	get_range_resume(containerof(remote, struct registry, remote), t);
+}
+
 static int registry_place(struct remote *remote, const struct digest *digest, struct strbuf *out)
 {
 	struct registry *r = containerof(remote, struct registry, remote);
@@ -53,6 +58,7 @@ static void registry_free(struct remote *remote)
 static const struct remote_ops registry_ops = {
 	.start = registry_start,
 	.cancel = registry_cancel,
+	.resume = registry_resume,
 	.place = registry_place,
 	.free = registry_free,
 };

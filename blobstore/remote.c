@@ -159,7 +159,8 @@ static int layout_open_local(struct remote *r, const struct digest *digest, uint
 	struct stat st;
 	if (opened < 0 || fstat(opened, &st) < 0)
 		return err_errno(err, "%s: blob sha256:%s", r->name, hex);
-	if (!S_ISREG(st.st_mode) || (uint64_t)st.st_size != blob_size)
+	if (!S_ISREG(st.st_mode) ||
+	    (blob_size != BLOB_SIZE_UNKNOWN && (uint64_t)st.st_size != blob_size))
 		return err_set(err, -EBADMSG, "%s: blob sha256:%s has %lld bytes, not %llu",
 			       r->name, hex, (long long)st.st_size, (unsigned long long)blob_size);
 	*fd = opened;

@@ -18,6 +18,7 @@
 
 #include <pthread.h>
 #include <stdio.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "blobstore/base.h"
@@ -356,6 +357,41 @@ int ref_config(struct ref *ref, struct strbuf *out, struct err *err)
 		strbuf_add(out, ref->config_text.data, ref->config_text.len);
 	pthread_mutex_unlock(&ref->lock);
 	return r == 0 && out->failed ? no_memory(err) : r;
+}
+
+const struct desc *ref_config_desc(const struct ref *ref)
+{
+	return ref->has_config ? &ref->config : NULL;
+}
+
+/* The size of a document in a layout: nobody noted that of the manifest. */
+static int layout_size(const struct origin *o, struct desc *desc, struct err *err)
+{
+	scoped(close_fd) int fd = -1;
+	struct stat st;
+	uint64_t off;
+	int opened = -1;
+	int r = o->remote->ops->open_local(o->remote, &desc->digest, BLOB_SIZE_UNKNOWN, &opened,
+					   &off, err);
+	fd = opened;
+	if (r == 0 && fstat(fd, &st) < 0)
+		r = err_errno(err, "%s", o->remote->name);
+	if (r == 0)
+		desc->size = (uint64_t)st.st_size;
+	return r;
+}
+
+int ref_manifest_bytes(struct ref *ref, struct strbuf *out, struct err *err)
+{
+	struct desc desc = {.digest = ref->manifest};
+	int r = 0;
+	if (!ref->has_manifest)
+		return err_set(err, -ENOENT, "%s has no manifest", ref->name);
+	if (ref->origin.remote && ref->origin.remote->ops->open_local)
+		r = layout_size(&ref->origin, &desc, err);
+	if (r == 0)
+		r = origin_read(&ref->origin, &desc, true, out, err);
+	return r < 0 ? err_wrap(err, r, "%s", ref->name) : 0;
 }
 
 static int fill_diff_ids(struct ref *ref, struct err *err)

@@ -118,10 +118,6 @@ static inline void ref_text_deinit_scoped(struct ref_text *t)
 {
 	ref_text_deinit(t);
 }
-static inline void image_name_deinit_scoped(struct image_name *name)
-{
-	image_name_deinit(name);
-}
 
 /* ------------------------------------------------------------------ refs (ref.c) */
 

@@ -57,6 +57,10 @@ const struct digest *ref_root(const struct ref *ref);
 const struct platform *ref_platform(const struct ref *ref); /* NULL when not known */
 /* The image config's JSON; fetched now if need be. -ENOENT for what has none. */
 int ref_config(struct ref *ref, struct strbuf *out, struct err *err);
+/* Its descriptor in the manifest; NULL when there is none. */
+const struct desc *ref_config_desc(const struct ref *ref);
+/* The manifest of a REF_IMAGE, byte for byte; verified. -ENOENT: it has none, or it is gone. */
+int ref_manifest_bytes(struct ref *ref, struct strbuf *out, struct err *err);
 /* Fills the layers' diff_ids from the config (fetches it). */
 int ref_need_diff_ids(struct ref *ref, struct err *err);
 
@@ -180,6 +184,10 @@ struct image_name {
 };
 int image_name_parse(struct image_name *out, const char *text, struct err *err);
 void image_name_deinit(struct image_name *name);
+static inline void image_name_deinit_scoped(struct image_name *name)
+{
+	image_name_deinit(name);
+}
 char *image_name_text(const struct image_name *name); /* canonical; caller frees */
 
 /* ------------------------------------------------------------------ definitions */

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""A registry that misbehaves on request: the read side of the OCI distribution API over layouts.
+"""A registry that misbehaves on request: the OCI distribution API over layouts.
 
 Only the standard library is used. It serves one or several OCI layout folders under /v2/ from
 127.0.0.1 (manifests by tag and digest, blobs with ranges, HEAD, tags/list), keeps connections
-alive, logs every request, and can be told to answer as bad registries do.
+alive, takes uploads (POST, PATCH, PUT, GET of their status, mounts) and manifests, logs every request, and can be told to answer as bad registries do.
 
 From a shell:
 
@@ -50,6 +50,14 @@ Options (set=…, --set; values on the command line are JSON, or else plain text
     redirect_ttl      seconds a signed URL is good for                             [300]
     redirect_uses     times a signed URL works, 0 = no bound                       [0]
     redirect_expired  status for a URL that is void                                [403]
+    mount             blobs of other repositories are mounted                      [true]
+    patch             uploads take chunks                                          [true]
+    resume            what is there of a cut body stays; GET tells how much        [true]
+    location          "absolute" | "relative" | "query" (its state in a query)     ["absolute"]
+    chunk_min         OCI-Chunk-Min-Length of a new upload, 0 = none               [0]
+    body_max          larger bodies get 413, 0 = no bound                          [0]
+    upload_uses       requests that an upload's token is good for, 0 = no bound    [0]
+    upload_redirect   PATCH and PUT of uploads are redirected to the second port   [false]
     The second port answers 400 to any request that carries Authorization, as S3 does.
 
 Faults: each request is offered to each fault in order; the first that matches plays. Which:
@@ -75,13 +83,19 @@ and what (several may be combined):
     stall_after             after this many body bytes send nothing for stall_for seconds [3600]
     rate                    body bytes a second of this response
     hang_up                 close the connection without any answer
+    cut_body_after          close the connection after this many bytes of the request's body
+    stall_body_after        after this many bytes of it take none for stall_for seconds [3600]
+    forget                  the upload is forgotten first
+    digest                  this text as Docker-Content-Digest
+    location                this text as Location
+    lose_answer             do it, and close the connection without the answer
 
 The log has one object a request, in the order in which they came. In Registry.log it is there
 from the request on and filled in as it is answered (so what a client has received is in it);
 --log FILE gets it as a line when the answer has been sent:
 
     time, where, method, path, range, auth ("none"|"basic"|"bearer"), status, bytes (of body
-    sent), conn (number of the connection), done (false: cut short)
+    sent), received (of the request's body), conn (number of the connection), done (false: cut short)
 """
 
 import argparse
@@ -123,12 +137,21 @@ DEFAULTS = {
     "redirect_ttl": 300,
     "redirect_uses": 0,
     "redirect_expired": 403,
+    "mount": True,
+    "patch": True,
+    "resume": True,
+    "location": "absolute",
+    "chunk_min": 0,
+    "body_max": 0,
+    "upload_uses": 0,
+    "upload_redirect": False,
 }
 
 FAULT_KEYS = {
     "match", "where", "method", "skip", "count", "status", "headers", "body", "delay",
     "ignore_range", "short_range", "wide_range", "content_range", "shift_range", "wrong_bytes",
-    "encoding", "cut_after", "stall_after", "stall_for", "rate", "hang_up",
+    "encoding", "cut_after", "stall_after", "stall_for", "rate", "hang_up", "cut_body_after",
+    "stall_body_after", "forget", "digest", "location", "lose_answer",
 }
 
 
@@ -143,6 +166,26 @@ class Layout:
         m = re.fullmatch(r"sha256:([0-9a-f]{64})", digest)
         path = m and os.path.join(self.path, "blobs", "sha256", m[1])
         return path if path and os.path.isfile(path) else None
+
+    def put_blob(self, digest, data):
+        path = os.path.join(self.path, "blobs", "sha256", digest.split(":")[1])
+        with open(path + ".tmp%d" % threading.get_ident(), "wb") as f:
+            f.write(data)
+        os.rename(f.name, path)
+
+    def put_manifest(self, reference, media_type, data):
+        digest = digest_of(data)
+        self.put_blob(digest, data)
+        entry = {"mediaType": media_type, "digest": digest, "size": len(data)}
+        descs = self.index()
+        if reference != digest:
+            entry["annotations"] = {"org.opencontainers.image.ref.name": reference}
+            descs = [d for d in descs if Layout.tag(d) != reference]
+        path = os.path.join(self.path, "index.json")
+        with open(path + ".tmp", "w") as f:
+            json.dump({"schemaVersion": 2, "manifests": descs + [entry]}, f)
+        os.rename(path + ".tmp", path)
+        return digest
 
     def index(self):
         with open(os.path.join(self.path, "index.json"), "rb") as f:
@@ -181,6 +224,17 @@ class Layout:
             doc = {}
         guess = MANIFEST_TYPES[0] if "manifests" in doc else MANIFEST_TYPES[1]
         return data, doc.get("mediaType") or (types[0] if types else guess), digest
+
+
+def digest_of(data):
+    return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+class Upload:
+    def __init__(self, name):
+        self.name = name
+        self.data = bytearray()
+        self.serial = 0  # of its Location, where that changes with each request
 
 
 class Fault:
@@ -267,11 +321,48 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_POST(self):
         self.answer()
 
+    def do_PUT(self):
+        self.answer()
+
+    def do_PATCH(self):
+        self.answer()
+
+    def handle_expect_100(self):
+        self.expects = True  # until somebody wants the body
+        return True
+
+    def read_body(self, into=None):
+        """The request's body, with the faults that play in the middle of one."""
+        body = bytearray() if into is None else into
+        if getattr(self, "expects", False):
+            self.send_response_only(100)
+            self.end_headers()
+            self.wfile.flush()
+        self.expects = False
+        cut, stall = self.f.get("cut_body_after"), self.f.get("stall_body_after")
+        while self.body_left:
+            n = min(self.body_left, 1 << 16)
+            for bound in (cut, stall):
+                if bound is not None:
+                    n = min(n, bound - self.entry["received"])
+            piece = self.rfile.read(n) if n else b""
+            body += piece
+            self.body_left -= len(piece)
+            self.entry["received"] += len(piece)
+            if cut is not None and self.entry["received"] >= cut:
+                raise Hangup
+            if stall is not None and self.entry["received"] >= stall:
+                self.reg.sleep(self.f.get("stall_for", 3600))
+                stall = None
+            elif n and not piece:
+                raise Hangup
+        return body
+
     def answer(self):
-        length = int(self.headers.get("Content-Length") or 0)
-        self.request_body = self.rfile.read(length) if length else b""
+        self.body_left = int(self.headers.get("Content-Length") or 0)
         self.url = urllib.parse.urlsplit(self.path)
         if self.server.where == "registry" and self.url.path == "/_control":
+            self.request_body = self.rfile.read(self.body_left)
             self.control()
             return
         self.where = "token" if self.server.where == "registry" and self.url.path == "/token" \
@@ -280,12 +371,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.entry = {
             "time": time.time(), "where": self.where, "method": self.command, "path": self.path,
             "range": self.headers.get("Range"), "auth": auth, "status": 0, "bytes": 0,
-            "conn": self.conn, "done": False,
+            "received": 0, "conn": self.conn, "done": False,
         }
         self.f = self.reg.pick_fault(self.where, self.command, self.path)
         self.reg.log_begins(self.entry)
         try:
             self.answer_or_fail()
+            if self.body_left:  # nobody wanted it
+                self.close_connection = True
             self.wfile.flush()
             self.entry["done"] = True
         except Hangup:
@@ -309,6 +402,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.reg.sleep(self.f["delay"])
         if self.f.get("hang_up"):
             raise Hangup
+        self.request_body = b""
+        if self.command == "POST":
+            self.request_body = self.read_body()
         if "status" in self.f:
             body = self.f.get("body", "").encode()
             headers = {"Content-Type": "text/plain", **self.f.get("headers", {})}
@@ -323,6 +419,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
     # --- replies ---
 
     def head(self, status, headers, length):
+        if self.f.get("lose_answer"):
+            raise Hangup
         self.entry["status"] = status
         self.send_response(status)
         for k, v in headers.items():
@@ -378,10 +476,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def registry(self):
         path = urllib.parse.unquote(self.url.path)
-        m = re.fullmatch(r"/v2/(?:(.+)/(manifests|blobs|tags)/([^/]+))?", path)
+        m = re.fullmatch(r"/v2/(?:(.+)/(manifests|uploads|blobs|tags)/([^/]*))?", path)
         if not m:
             return self.error(404, "UNSUPPORTED")
         name, kind, reference = m.groups()
+        if kind == "uploads":
+            name = name.removesuffix("/blobs")
         if not self.authorized(name):
             return self.challenge(name)
         if not name:
@@ -391,6 +491,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self.error(404, "NAME_UNKNOWN")
         if kind == "tags" and reference == "list":
             return self.reply_json(200, {"name": name, "tags": layout.tags()})
+        if kind == "uploads":
+            return self.uploads(layout, name, reference)
+        if kind == "manifests" and self.command == "PUT":
+            return self.take_manifest(layout, name, reference)
         if kind == "manifests":
             return self.manifest(layout, reference)
         if kind == "blobs":
@@ -417,7 +521,93 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self.reply(self.reg.options["redirect_status"], {"Location": url}, b"")
         return self.blob(path, digest)
 
+    # --- writing ---
+
+    def take_manifest(self, layout, name, reference):
+        data = bytes(self.read_body())
+        with self.reg.lock:
+            digest = layout.put_manifest(reference, self.headers.get("Content-Type"), data)
+        self.reply(201, {"Location": "/v2/%s/manifests/%s" % (name, digest),
+                         "Docker-Content-Digest": self.f.get("digest", digest)}, b"")
+
+    def upload_head(self, key, upload, more):
+        o = self.reg.options
+        upload.serial += 1
+        path = "/v2/%s/blobs/uploads/%s" % (upload.name, key)
+        if o["location"] == "query":
+            path += "?_state=%d%%2Fx&empty=" % upload.serial
+        where = path if o["location"] == "relative" else self.reg.url + path
+        return {"Location": self.f.get("location", where),
+                "Range": "0-%d" % max(0, len(upload.data) - 1), **more}
+
+    def uploads(self, layout, name, key):
+        q = urllib.parse.parse_qs(self.url.query, keep_blank_values=True)
+        if self.command == "POST":
+            return self.begin_upload(layout, name, q)
+        if self.f.get("forget"):
+            self.reg.uploads.pop(key, None)
+        upload = self.reg.uploads.get(key)
+        if not upload or upload.name != name:
+            return self.error(404, "BLOB_UPLOAD_UNKNOWN")
+        o = self.reg.options
+        if self.where == "registry" and o["location"] == "query" and \
+                q.get("_state") != ["%d/x" % upload.serial]:
+            return self.error(400, "BLOB_UPLOAD_INVALID")
+        if self.command == "GET":
+            if not o["resume"]:
+                return self.error(404, "BLOB_UPLOAD_UNKNOWN")
+            return self.reply(204, self.upload_head(key, upload, {}), b"")
+        if o["upload_redirect"] and self.where == "registry":
+            return self.reply(307, {"Location": "%s://127.0.0.1:%d%s" % (
+                self.reg.scheme, self.reg.servers[1].server_port, self.path)}, b"")
+        if self.command == "PATCH" and not o["patch"]:
+            return self.error(405, "UNSUPPORTED")
+        if o["body_max"] and self.body_left > o["body_max"]:
+            return self.error(413, "SIZE_INVALID")
+        return self.take_body(layout, name, key, upload, q)
+
+    def begin_upload(self, layout, name, q):
+        mount, source = q.get("mount", [""])[0], q.get("from", [""])[0]
+        if mount and self.reg.options["mount"] and source in self.reg.layouts and \
+                self.may_read(source) and self.reg.layouts[source].blob(mount):
+            with open(self.reg.layouts[source].blob(mount), "rb") as f:
+                layout.put_blob(mount, f.read())
+            return self.reply(201, {"Docker-Content-Digest": self.f.get("digest", mount)}, b"")
+        key = secrets.token_hex(8)
+        upload = self.reg.uploads[key] = Upload(name)
+        more = {"OCI-Chunk-Min-Length": self.reg.options["chunk_min"]} \
+            if self.reg.options["chunk_min"] else {}
+        return self.reply(202, self.upload_head(key, upload, more), b"")
+
+    def may_read(self, name):
+        return self.reg.options["auth"] != "token" or self.authorized(name, "pull")
+
+    def take_body(self, layout, name, key, upload, q):
+        text = self.headers.get("Content-Range")
+        if self.command == "PATCH" and text and int(text.split("-")[0]) != len(upload.data):
+            return self.reply(416, self.upload_head(key, upload, {}), b"")
+        before = len(upload.data)
+        try:
+            self.read_body(upload.data)
+        except (Hangup, OSError):
+            if not self.reg.options["resume"]:
+                del upload.data[before:]
+            raise
+        if self.command == "PATCH":
+            return self.reply(202, self.upload_head(key, upload, {}), b"")
+        digest = q.get("digest", [""])[0]
+        self.reg.uploads.pop(key)
+        if digest_of(upload.data) != digest:
+            return self.error(400, "DIGEST_INVALID")
+        layout.put_blob(digest, upload.data)
+        return self.reply(201, {"Location": "/v2/%s/blobs/%s" % (name, digest),
+                                "Docker-Content-Digest": self.f.get("digest", digest)}, b"")
+
     def cdn(self):
+        path = urllib.parse.unquote(self.url.path)
+        m = re.fullmatch(r"/v2/(.+)/blobs/uploads/([^/]+)", path)
+        if m and "Authorization" not in self.headers:
+            return self.uploads(self.reg.layouts[m[1]], m[1], m[2])
         if "Authorization" in self.headers:
             return self.reply(400, {"Content-Type": "application/xml"},
                               b"<Error><Code>InvalidArgument</Code></Error>")
@@ -480,14 +670,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return None
         return user if self.reg.options["users"].get(user) == password else None
 
-    def authorized(self, name):
+    def authorized(self, name, action=None):
+        action = action or ("pull" if self.command in ("GET", "HEAD") else "push")
         kind = self.reg.options["auth"]
         if kind == "none":
             return True
         if kind == "basic":
             return self.basic_user() is not None
         scheme, _, token = (self.headers.get("Authorization") or "").partition(" ")
-        return scheme.lower() == "bearer" and self.reg.token_ok(token, name)
+        return scheme.lower() == "bearer" and self.reg.token_ok(token, name, action)
 
     def challenge(self, name):
         text = self.reg.options["challenge"]
@@ -496,7 +687,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         elif not text:
             text = 'Bearer realm="%s/token",service="test, registry"' % self.reg.url
             if name:
-                text += ',scope="repository:%s:pull"' % name
+                actions = "pull" if self.command in ("GET", "HEAD") else "pull,push"
+                text += ',scope="repository:%s:%s"' % (name, actions)
         return self.error(401, "UNAUTHORIZED", {"WWW-Authenticate": text})
 
     def token(self):
@@ -566,8 +758,9 @@ class Registry:
         self.lock = threading.Lock()
         self.stopping = threading.Event()
         self.log_file = open(log, "a", buffering=1) if log else None
-        self.tokens, self.urls, self.sockets = {}, {}, {}
+        self.tokens, self.urls, self.sockets, self.uploads = {}, {}, {}, {}
         self.next_conn = 0
+        self.used = {}
         context = None
         if tls:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -677,15 +870,21 @@ class Registry:
 
     def new_token(self, scopes):
         token = secrets.token_urlsafe(24)
-        names = {s.split(":")[1] for s in scopes if re.fullmatch(r"repository:.+:.*pull.*", s)}
+        names = {(s.split(":")[1], action) for s in scopes
+                 if re.fullmatch(r"repository:.+:.*", s) for action in s.split(":")[2].split(",")}
         with self.lock:
             self.tokens[token] = (time.monotonic() + self.options["token_ttl"], names)
         return token
 
-    def token_ok(self, token, name):
+    def token_ok(self, token, name, action):
         with self.lock:
             until, names = self.tokens.get(token, (0, set()))
-        return time.monotonic() < until and (name is None or name in names)
+            uses = self.options["upload_uses"]
+            if uses and action == "push" and token in self.tokens:
+                self.used[token] = self.used.get(token, 0) + 1
+                if self.used[token] > uses:
+                    return False
+        return time.monotonic() < until and (name is None or (name, action) in names)
 
     def sign(self, name, digest):
         key = secrets.token_urlsafe(16)

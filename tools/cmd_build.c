@@ -40,7 +40,7 @@ static int build_outputs(struct build *b, struct err *err)
 			r = output_check(out, err);
 		if (r < 0)
 			return r;
-		n_stdout += !out->dest;
+		n_stdout += out->type != OUTPUT_IMAGE && !out->dest;
 	}
 	b->uses_stdout = n_stdout > 0;
 	return n_stdout > 1 ? err_set(err, -EINVAL, "--output: two of them go to stdout") : 0;

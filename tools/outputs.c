@@ -19,11 +19,8 @@
 extern char **environ;
 
 static const char *const type_names[] = {
-	[OUTPUT_LOCAL] = "local",
-	[OUTPUT_TAR] = "tar",
-	[OUTPUT_OCI] = "oci",
-	[OUTPUT_DOCKER] = "docker",
-	[OUTPUT_MOUNT] = "mount",
+	[OUTPUT_LOCAL] = "local",   [OUTPUT_TAR] = "tar",     [OUTPUT_OCI] = "oci",
+	[OUTPUT_DOCKER] = "docker", [OUTPUT_MOUNT] = "mount", [OUTPUT_IMAGE] = "image",
 };
 
 /* ------------------------------------------------------------------ CSV */
@@ -54,12 +51,42 @@ static int output_field(void *arg, const char *field, struct err *err)
 	return *to ? 0 : -ENOMEM;
 }
 
+/* Of an image in a registry. */
+static int output_push(struct output *out, const struct output_fields *f, struct err *err)
+{
+	bool push = false;
+
+	for (size_t i = 0; i < f->others.n; i++) {
+		const char *name = csv_value(f->others.items[i], "name");
+		const char *is_push = csv_value(f->others.items[i], "push");
+
+		if (is_push)
+			push = strcmp(is_push, "true") == 0;
+		else if (!name || out->name)
+			return err_set(err, -EINVAL,
+				       "--output type=image: \"%s\": want name=NAME and push=true, "
+				       "each once",
+				       f->others.items[i]);
+		else if (!(out->name = strdup(name)))
+			return -ENOMEM;
+	}
+	if (f->dest || !out->name || !*out->name)
+		return err_set(err, -EINVAL, "--output type=image needs name=NAME, and no dest");
+	if (!push)
+		return err_set(err, -EINVAL,
+			       "--output type=image needs push=true: images are kept in registries "
+			       "only");
+	return 0;
+}
+
 /* The keys beside type and dest, which only images have. */
 static int output_others(struct output *out, const struct output_fields *f, struct err *err)
 {
 	bool is_docker = out->type == OUTPUT_DOCKER;
 	int r = 0;
 
+	if (out->type == OUTPUT_IMAGE)
+		return output_push(out, f, err);
 	if (is_docker || out->type == OUTPUT_OCI)
 		r = output_image_new(&out->image, is_docker);
 	for (size_t i = 0; r == 0 && i < f->others.n; i++) {
@@ -78,12 +105,14 @@ static int output_type(struct output *out, const struct output_fields *f, struct
 	size_t i = 0;
 
 	if (!f->type)
-		return err_set(err, -EINVAL, "--output: type=local|tar|oci|docker|mount is missing");
+		return err_set(err, -EINVAL,
+			       "--output: type=local|tar|oci|docker|mount|image is missing");
 	while (i < countof(type_names) && strcmp(f->type, type_names[i]) != 0)
 		i++;
 	if (i == countof(type_names))
 		return err_set(err, -EINVAL,
-			       "--output: type must be local, tar, oci, docker or mount, not \"%s\"",
+			       "--output: type must be local, tar, oci, docker, mount or image, "
+			       "not \"%s\"",
 			       f->type);
 	out->type = (enum output_type)i;
 	return 0;
@@ -110,7 +139,7 @@ static int output_settle(struct output *out, struct output_fields *f, struct err
 	}
 	if (r == 0)
 		r = output_others(out, f, err);
-	if (r < 0)
+	if (r < 0 || out->type == OUTPUT_IMAGE)
 		return r;
 	is_stdout = !f->dest || strcmp(f->dest, "-") == 0;
 	if (is_stdout && !takes_stdout(out))
@@ -143,6 +172,7 @@ void output_deinit(struct output *out)
 {
 	output_image_free(out->image);
 	free(out->dest);
+	free(out->name);
 	*out = (struct output){0};
 }
 
@@ -159,11 +189,26 @@ static int check_parent(const char *dest, struct err *err)
 	return access(parent, W_OK | X_OK) < 0 ? err_errno(err, "--output dest=%s", dest) : 0;
 }
 
+static int output_check_name(const struct output *out, struct err *err)
+{
+	struct image_name name = {0};
+	int r = image_name_parse(&name, out->name, err);
+
+	if (r == 0 && name.digest)
+		r = err_set(err, -EINVAL,
+			    "--output: name=%s is a digest, which the image has already",
+			    out->name);
+	image_name_deinit(&name);
+	return r;
+}
+
 int output_check(const struct output *out, struct err *err)
 {
 	struct stat st;
 	bool is_there = out->dest && stat(out->dest, &st) == 0;
 
+	if (out->type == OUTPUT_IMAGE)
+		return output_check_name(out, err);
 	if (!out->dest)
 		return isatty(STDOUT_FILENO)
 			       ? err_set(err, -EINVAL,
@@ -375,12 +420,12 @@ int output_write(const struct output *out, struct app *app, const struct options
 		 struct err *err)
 {
 	scoped(free) char *name =
-		out->type == OUTPUT_LOCAL ? strdup("exporting to client directory")
-		: out->type == OUTPUT_TAR ? strdup("exporting to client tarball")
-		: out->type == OUTPUT_OCI ? strdup("exporting to oci image format")
-		: out->type == OUTPUT_DOCKER
-			? strdup("exporting to docker image format")
-			: str_printf("mounting at %s", out->dest);
+		out->type == OUTPUT_LOCAL    ? strdup("exporting to client directory")
+		: out->type == OUTPUT_TAR    ? strdup("exporting to client tarball")
+		: out->type == OUTPUT_OCI    ? strdup("exporting to oci image format")
+		: out->type == OUTPUT_DOCKER ? strdup("exporting to docker image format")
+		: out->type == OUTPUT_IMAGE  ? str_printf("pushing %s", out->name)
+					     : str_printf("mounting at %s", out->dest);
 	int r;
 
 	if (!name)
@@ -388,6 +433,8 @@ int output_write(const struct output *out, struct app *app, const struct options
 	build_progress_output(progress, name);
 	if (out->type == OUTPUT_MOUNT)
 		r = write_mount(out, o, id, err);
+	else if (out->type == OUTPUT_IMAGE)
+		r = retag_push(app, ref, out->name, err);
 	else if (out->image)
 		r = output_image_write(out->image, out->dest, app, ref, err);
 	else

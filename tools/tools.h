@@ -361,11 +361,12 @@ int whole_file_close(struct whole_file *f, int r, struct err *err);
 /* ------------------------------------------------------------------ builds */
 
 /* One --output. */
-enum output_type { OUTPUT_LOCAL, OUTPUT_TAR, OUTPUT_OCI, OUTPUT_DOCKER, OUTPUT_MOUNT };
+enum output_type { OUTPUT_LOCAL, OUTPUT_TAR, OUTPUT_OCI, OUTPUT_DOCKER, OUTPUT_MOUNT, OUTPUT_IMAGE };
 struct output_image;
 struct output {
 	enum output_type type;
-	char *dest; /* NULL = stdout */
+	char *dest; /* NULL = stdout, or none */
+	char *name; /* OUTPUT_IMAGE */
 	struct output_image *image; /* OUTPUT_OCI, OUTPUT_DOCKER */
 };
 /* Errors: -EINVAL. */
@@ -405,6 +406,9 @@ int layout_write_tar(const struct output_image *image, struct store *store, int 
 		     struct err *err);
 int layout_write_folder(const struct output_image *image, struct store *store, const char *dest,
 			struct err *err);
+
+/* Puts an image as it is into a registry, under @name (retag.c). */
+int retag_push(struct app *app, struct ref *ref, const char *name, struct err *err);
 
 /* ------------------------------------------------------------------ mounts */
 

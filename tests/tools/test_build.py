@@ -182,7 +182,7 @@ def test_mount(llbfs, path, tmp_path):
 
 
 @pytest.mark.parametrize("arg, says", [
-    ("type=cow,dest=x", '"cow"'), ("type=image,name=x", '"image"'),
+    ("type=cow,dest=x", '"cow"'), ("type=image,name=x", "push=true"), ("type=image", "name=NAME"),
     ("type=oci,push=true", '"push"'),
     ("dest=x", "type"), ("type=local", "dest=DIR"), ("type=mount", "dest=DIR"),
     ("type=local,dest=-", "dest=DIR"), ("type=local,dest=", "empty"), ("", "empty"),
