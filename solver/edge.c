@@ -500,6 +500,8 @@ static int step_look_content(struct solve *s, struct edge_state *e, struct err *
 
 static int step_looked(struct solve *s, struct edge_state *e, struct err *err)
 {
+	/* Also of what is never completed: it is part of the names of those above. */
+	find_identity(e->vertex);
 	rise(s, e, LEVEL_SLOW);
 	return 0;
 }
